@@ -1,0 +1,1 @@
+"""Floor 1: one function, one equation. Tensors in, tensors out."""

@@ -1,0 +1,133 @@
+"""The verbs: what the parts of the system ask of each other. Protocols only; nothing here runs.
+
+Callables take positional-only arguments, so that an equation may keep its paper's letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from longthought.core.types import (
+    Batch,
+    Completion,
+    Loss,
+    Message,
+    Metrics,
+    PolicyOutput,
+    Problem,
+    Rollout,
+    Rows,
+    SamplingParams,
+    Score,
+    TokenIds,
+    Verdict,
+)
+
+
+class Verifier(Protocol):
+    """Grade one reply by rule. Never raises; what went wrong stands in the verdict."""
+
+    def __call__(self, problem: Problem, reply: Message, /) -> Verdict: ...
+
+
+class Task(Protocol):
+    """Problems and how they are graded."""
+
+    @property
+    def name(self) -> str: ...
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Problem ``index`` of a split: the same object for the same arguments, without limit on ``index``."""
+        ...
+
+    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+        """Grade the G replies (raw text of the model) to one problem."""
+        ...
+
+
+class Renderer(Protocol):
+    """Messages to tokens and back: the only place that knows a chat format."""
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]: ...
+
+    def prompt(self, messages: Sequence[Message]) -> TokenIds:
+        """Tokens that end where the assistant starts."""
+        ...
+
+    def text(self, completion: TokenIds) -> str:
+        """What the model wrote, stop token removed."""
+        ...
+
+
+class Sampler(Protocol):
+    """Engine, remote client, any search, or a scripted double."""
+
+    def sample(self, prompts: Sequence[TokenIds], params: SamplingParams) -> list[list[Completion]]:
+        """``params.count`` completions for every prompt, in order."""
+        ...
+
+
+class Advantage(Protocol):
+    """Credit inside one group, (G,) → (G,)."""
+
+    def __call__(self, rewards: Tensor, /) -> Tensor: ...
+
+
+class Weighting(Protocol):
+    """How tokens are averaged, (N, T) bool → (N, T) weights of the whole optimizer step."""
+
+    def __call__(self, mask: Tensor, /) -> Tensor: ...
+
+
+class Shaping(Protocol):
+    """A named summand of the reward beside the task's: one value per rollout of a group, (G,)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, group: Sequence[Rollout], /) -> list[float]: ...
+
+
+class Objective(Protocol):
+    """A weighted sum over a batch, to be minimised."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Optional columns of the batch that it needs, so that a stage fills only those."""
+        ...
+
+    def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss: ...
+
+
+class Learner(Protocol):
+    """Backward passes. Knows no algorithm."""
+
+    @property
+    def version(self) -> int: ...
+
+    def step(self, batch: Batch, objective: Objective) -> Metrics: ...
+
+    def logprobs(self, rows: Rows) -> Tensor: ...
+
+
+class Artifact(Protocol):
+    """What a stage makes: a folder."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+Given = TypeVar("Given", contravariant=True)
+Made = TypeVar("Made", bound=Artifact, covariant=True)
+Place = TypeVar("Place", contravariant=True)
+
+
+class Stage(Protocol[Given, Made, Place]):
+    """Artifact in, artifact out; the fields of a stage are its hyperparameters."""
+
+    def run(self, given: Given, place: Place) -> Made: ...

@@ -1,0 +1,1 @@
+"""Floor 2: forward passes. Schedules rows, keeps caches, samples."""

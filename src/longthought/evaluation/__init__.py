@@ -1,0 +1,1 @@
+"""Floor 3: evaluate a sampler on a task, count behaviours, report."""

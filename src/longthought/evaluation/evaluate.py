@@ -1,0 +1,103 @@
+"""Evaluate a sampler on a task: the same problems and samples for every model, every number with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from longthought.algorithms.statistics import mean_interval, pass_at_k
+from longthought.core.errors import SettingsError
+from longthought.core.protocols import Renderer, Sampler, Task
+from longthought.core.types import Finish, Group, Rollout, SamplingParams
+from longthought.evaluation.behaviours import Behaviour, Lexicon, count
+from longthought.evaluation.report_data import Estimate, EvaluationSummary
+from longthought.rollout.collect import collect
+
+_PER_CALL = 25  # problems sampled in one call; results do not depend on it
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """``problems`` of ``split`` with ``samples`` replies each, at the temperature of training (1: no reshaping)."""
+
+    problems: int = 200
+    samples: int = 64
+    max_tokens: int = 224
+    temperature: float = 1.0
+    split: str = "test"
+    seed: int = 1_000_003
+
+    def __post_init__(self) -> None:
+        if self.problems < 2 or self.samples < 1 or self.max_tokens < 1:
+            raise SettingsError("evaluation: problems must be at least 2, samples and max_tokens at least 1")
+        if self.temperature < 0:
+            raise SettingsError(f"evaluation: temperature={self.temperature}: must be 0 or positive")
+        if self.temperature == 0 and self.samples > 1:
+            raise SettingsError("evaluation: at temperature 0 all samples of a problem are equal; set samples=1")
+
+
+def evaluate(
+    task: Task,
+    sampler: Sampler,
+    renderer: Renderer,
+    settings: EvaluationSettings,
+    progress: Callable[[int, float], None] | None = None,
+) -> list[Group]:
+    """Graded replies to the first ``problems`` of a split. ``progress`` is told (problems done, accuracy so far)."""
+    params = SamplingParams(settings.samples, settings.max_tokens, settings.temperature, settings.seed)
+    groups: list[Group] = []
+    for start in range(0, settings.problems, _PER_CALL):
+        indices = range(start, min(start + _PER_CALL, settings.problems))
+        groups += collect(task, [task.problem(settings.split, i) for i in indices], sampler, renderer, params)
+        if progress is not None:
+            progress(len(groups), _mean([[float(r.score.correct) for r in g] for g in groups]))
+    return groups
+
+
+def summarize(groups: Sequence[Group], lexicon: Lexicon, step: int | None = None) -> EvaluationSummary:
+    """Means over problems and samples with intervals clustered by problem, and pass@k at powers of two."""
+    behaviours = [[behaviour(r, lexicon) for r in g] for g in groups]
+    samples = min(len(g) for g in groups)
+    return EvaluationSummary(
+        problems=len(groups),
+        samples=samples,
+        accuracy=_estimate([[float(r.score.correct) for r in g] for g in groups]),
+        length=_estimate([[float(len(r.completion.token_ids)) for r in g] for g in groups]),
+        rejections=_estimate([[float(b.rejected) for b in g] for g in behaviours]),
+        reflections=_estimate([[float(b.reflections) for b in g] for g in behaviours]),
+        format_rate=_estimate([[r.score.parts.get("format", 0.0) for r in g] for g in groups]),
+        mixing=_estimate([[float(b.mixed) for b in g] for g in behaviours]),
+        cut=_estimate([[float(r.completion.finish != Finish.STOP) for r in g] for g in groups]),
+        pass_at_k=tuple((k, _pass_at(groups, k)) for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples),
+        step=step,
+    )
+
+
+def behaviour(rollout: Rollout, lexicon: Lexicon) -> Behaviour:
+    """What a reply does while it thinks, judged by the language of its problem."""
+    return count(rollout.text, lexicon, rollout.problem.info.get("language", "en"))
+
+
+def paired_difference(base: Sequence[Group], trained: Sequence[Group]) -> Estimate:
+    """Trained − base in pass@1, problem by problem. Raises SettingsError unless the problems are the same."""
+    if [g[0].problem.id for g in base] != [g[0].problem.id for g in trained]:
+        raise SettingsError("two evaluations can be compared only on the same problems in the same order")
+    gaps = [[_accuracy(after) - _accuracy(before)] for before, after in zip(base, trained)]
+    return _estimate(gaps)
+
+
+def _pass_at(groups: Sequence[Group], k: int) -> Estimate:
+    return _estimate([[pass_at_k(len(g), sum(r.score.correct for r in g), k)] for g in groups])
+
+
+def _estimate(values: Sequence[Sequence[float]]) -> Estimate:
+    low, high = mean_interval(values)
+    return Estimate(_mean(values), low, high)
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    return sum(sum(row) / len(row) for row in values) / len(values)
+
+
+def _accuracy(group: Group) -> float:
+    return sum(r.score.correct for r in group) / len(group)

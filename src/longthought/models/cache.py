@@ -1,0 +1,80 @@
+"""Key/value cache of a decoding batch: a fixed number of slots, each holding one sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from longthought.models.attention import PackedAttention
+from longthought.models.config import ModelConfig
+
+_STRIDE = 32  # attended widths are rounded up to this, so that few distinct shapes occur
+
+
+class SlotCache:
+    """Keys and values of ``slots`` sequences of at most ``capacity`` tokens, allocated once.
+
+    As an ``Attention`` it serves one decoding step: row i of the packed tokens is the next token of slot i.
+    ``length`` (slots,) counts the tokens stored; the step's own token is stored by the call.
+    """
+
+    def __init__(self, config: ModelConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._row = torch.arange(slots, device=device)
+        self._mask: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        return int(self.length.shape[0])
+
+    def begin_step(self) -> None:
+        """Fix what every layer of the next step may look at: the stored tokens and the new one."""
+        width = -(-(int(self.length.max()) + 1) // _STRIDE) * _STRIDE
+        width = min(width, self.keys.shape[3])
+        seen = torch.arange(width, device=self.length.device) <= self.length[:, None]
+        self._mask = seen[:, None, None, :]
+
+    def end_step(self) -> None:
+        """Count the tokens that the step has stored. (Free slots drift; they stay within the cache.)"""
+        self.length = (self.length + 1).clamp_(max=self.keys.shape[3] - 1)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+        assert self._mask is not None, "begin_step comes first"
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self._row, :, self.length] = k
+        values[self._row, :, self.length] = v
+        width = self._mask.shape[-1]
+        heads = k.shape[1]
+        grouped = q.unflatten(1, (heads, -1))  # the query heads of a key head are attended as its queries
+        out = scaled_dot_product_attention(grouped, keys[:, :, :width], values[:, :, :width], attn_mask=self._mask)
+        return out.flatten(1, 2)
+
+    def fill(self, slots: Tensor, prompts: Prefill, rows: Tensor) -> None:
+        """Put the prompt ``rows[i]`` of a prefill into ``slots[i]``."""
+        width = prompts.width
+        for layer, (k, v) in enumerate(prompts.stored):
+            self.keys[layer, slots, :, :width] = k[rows]
+            self.values[layer, slots, :, :width] = v[rows]
+        self.length[slots] = prompts.sizes[rows]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every slot but ``rows``, which move to the front."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.length, self._row = self.length[rows], self._row[: len(rows)]
+
+
+class Prefill(PackedAttention):
+    """Packed attention that remembers the keys and values of prompts, each computed once for its whole group."""
+
+    def __init__(self, lengths: list[int], device: torch.device | str = "cpu") -> None:
+        super().__init__(lengths, device)
+        self.sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
+        self.stored: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+        self.stored.append((self.pad(k).transpose(1, 2), self.pad(v).transpose(1, 2)))
+        return super().__call__(layer, q, k, v)

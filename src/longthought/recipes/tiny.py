@@ -1,0 +1,173 @@
+"""R1-Zero on a laptop: from nothing to a model that taught itself to think.
+
+Read ``tiny`` first: it is the whole road. Then ``stages/rl.py`` for what one step of RL is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from longthought.algorithms.objective import GRPO
+from longthought.core.errors import SettingsError
+from longthought.core.protocols import Shaping
+from longthought.evaluation.behaviours import Lexicon
+from longthought.evaluation.evaluate import EvaluationSettings
+from longthought.evaluation.readiness import Gate
+from longthought.recipes.methods import MethodName, method
+from longthought.rollout.shaping import LanguageConsistency, Overlong, Repetition
+from longthought.runs.artifacts import Checkpoint
+from longthought.runs.run import Run
+from longthought.stages.measure import CheckReadiness, Evaluate
+from longthought.stages.pretrain import Pretrain
+from longthought.stages.rl import RL, Method
+from longthought.tasks.countdown import Countdown
+from longthought.tasks.countdown_web import WORDS, CountdownWeb, probes, vocabulary
+from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Countdown with three distinct numbers of 1 … ``largest`` and targets of 1 … ``target``."""
+
+    largest: int = 28
+    target: int = 99
+
+
+@dataclass(frozen=True)
+class Base:
+    """Pretraining. ``width`` is the one dial of the model's size; ``corpus=pure`` has no document of the task."""
+
+    corpus: Literal["web", "pure"] = "web"
+    width: int = 64
+    steps: int = 6000
+    tokens_per_step: int = 1024
+    muon_lr: float = 0.03
+    adam_lr: float = 8e-3
+    decay: float = 0.7
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Accuracy counts 1. ``format`` is added for the format alone; the others shape the reward, 0 leaves them out.
+
+    language: weight of the share of words in the prompt's language.  repetition: penalty for repeated 10-grams.
+    overlong: width in tokens of DAPO's soft punishment before the cut.
+    """
+
+    format: float = 0.1
+    language: float = 0.0
+    repetition: float = 0.0
+    overlong: int = 0
+
+
+@dataclass(frozen=True)
+class Reinforcement:
+    """GRPO and its kin. ``steps`` × ``prompts`` problems × ``samples`` replies; ``updates`` optimizer steps on each."""
+
+    method: MethodName = "tiny"
+    steps: int = 150
+    prompts: int = 16
+    samples: int = 16
+    updates: int = 2
+    max_tokens: int = 224
+    lr: float = 1.5e-3
+    final: float = 0.2
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    beta: float = 0.0
+    entropy_bonus: float = 0.0
+    reference_every: int = 0
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    seed: int = 0
+    problems: Problems = Problems()
+    base: Base = Base()
+    reward: Reward = Reward()
+    rl: Reinforcement = Reinforcement()
+    gate: Gate = Gate()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def __post_init__(self) -> None:
+        if self.rl.updates == 1 and (self.rl.clip_low, self.rl.clip_high) != (0.2, 0.28):
+            raise SettingsError(
+                "rl.clip_low and rl.clip_high change nothing with rl.updates=1: the policy is still the one that "
+                "sampled, every ratio is 1 and nothing is clipped"
+            )
+        if self.rl.reference_every and not self.rl.beta:
+            raise SettingsError("rl.reference_every changes nothing without a KL term: set rl.beta, too")
+
+
+LEXICON = Lexicon(
+    rejections=frozenset(word for words in WORDS.values() for word in (words.low, words.high)),
+    reflections=frozenset(word for words in WORDS.values() for word in (words.retry, words.check)),
+)
+
+
+def tiny(settings: TinySettings, run: Run) -> Checkpoint:
+    """Pretrain a base, check that it is ready, measure it, train it by reinforcement alone, measure it again."""
+    task = task_of(settings)
+    look = Evaluate(task, LEXICON, settings.evaluation)
+    base = run.do("base", pretraining(settings), None)
+    run.do("readiness", CheckReadiness(task, LEXICON, tuple(probes(task, 200)), settings.gate), base)
+    run.do("before", look, base)
+    zero = run.do("rl", reinforcement(settings), base)
+    run.do("after", look, zero)
+    return zero
+
+
+def task_of(settings: TinySettings) -> Countdown:
+    """The task of the reinforcement learning. Its problems depend on the seed, its splits do not."""
+    problems = settings.problems
+    return Countdown(
+        largest=problems.largest,
+        target=problems.target,
+        intermediate=problems.target,
+        seed=settings.seed,
+        format_weight=settings.reward.format,
+    )
+
+
+def pretraining(settings: TinySettings) -> Pretrain:
+    base, task = settings.base, task_of(settings)
+    return Pretrain(
+        corpus=CountdownWeb(task, base.corpus, settings.seed),
+        vocabulary=tuple(vocabulary(task)),
+        width=base.width,
+        steps=base.steps,
+        tokens_per_step=base.tokens_per_step,
+        seed=settings.seed,
+        optimizer=MuonAdamW(base.muon_lr, base.adam_lr, schedule=Schedule(warmup=20, decay=base.decay)),
+    )
+
+
+def reinforcement(settings: TinySettings) -> RL:
+    rl = settings.rl
+    return RL(
+        task=task_of(settings),
+        method=_method(settings),
+        lexicon=LEXICON,
+        steps=rl.steps,
+        prompts=rl.prompts,
+        samples=rl.samples,
+        updates=rl.updates,
+        max_tokens=rl.max_tokens,
+        seed=settings.seed,
+        reference_every=rl.reference_every,
+        optimizer=AdamW(lr=rl.lr, schedule=Schedule(warmup=2, decay=1.0, final=rl.final)),
+    )
+
+
+def _method(settings: TinySettings) -> Method:
+    rl, reward = settings.rl, settings.reward
+    shaping: list[Shaping] = []
+    if reward.language:
+        shaping.append(LanguageConsistency(reward.language))
+    if reward.repetition:
+        shaping.append(Repetition(reward.repetition))
+    if reward.overlong:
+        shaping.append(Overlong(rl.max_tokens, reward.overlong))
+    objective = GRPO(rl.clip_low, rl.clip_high, rl.beta, rl.entropy_bonus)
+    return method(rl.method, objective, rl.max_tokens, tuple(shaping))

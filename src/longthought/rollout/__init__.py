@@ -1,0 +1,1 @@
+"""Floor 2: play a task with a sampler."""

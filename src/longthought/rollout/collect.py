@@ -1,0 +1,34 @@
+"""Play a task: problems in, graded rollouts out. The only place that knows "one prompt, one reply"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from longthought.core.protocols import Renderer, Sampler, Task
+from longthought.core.types import Completion, Group, Problem, Rollout, SamplingParams, TokenIds
+
+
+def play(
+    problems: Sequence[Problem], sampler: Sampler, renderer: Renderer, params: SamplingParams
+) -> list[tuple[TokenIds, list[Completion]]]:
+    """Prompt and ``params.count`` completions for every problem. The renderer's stop tokens end a reply."""
+    prompts = [renderer.prompt(problem.messages) for problem in problems]
+    params = replace(params, stop_tokens=params.stop_tokens or renderer.stop_tokens)
+    return list(zip(prompts, sampler.sample(prompts, params)))
+
+
+def grade(task: Task, problem: Problem, played: tuple[TokenIds, list[Completion]], renderer: Renderer) -> Group:
+    """The rollouts of one problem, graded together."""
+    prompt, completions = played
+    texts = [renderer.text(completion.token_ids) for completion in completions]
+    scores = task.grade(problem, texts)
+    return tuple(Rollout(problem, prompt, c, text, score) for c, text, score in zip(completions, texts, scores))
+
+
+def collect(
+    task: Task, problems: Sequence[Problem], sampler: Sampler, renderer: Renderer, params: SamplingParams
+) -> list[Group]:
+    """``params.count`` graded replies to every problem, in order."""
+    played = play(problems, sampler, renderer, params)
+    return [grade(task, problem, one, renderer) for problem, one in zip(problems, played)]

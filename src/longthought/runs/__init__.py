@@ -1,0 +1,1 @@
+"""Floor 2: run folders, settings, checkpoints, traces, progress."""

@@ -1,0 +1,1 @@
+"""Floor 4: the boxes of the pipeline. Artifact in, artifact out."""

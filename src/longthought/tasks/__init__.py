@@ -1,0 +1,1 @@
+"""Floor 2: problems and how they are graded; corpora made of them."""

@@ -1,0 +1,326 @@
+"""A procedural web: the pretraining corpus of the laptop recipe, in English and Chinese.
+
+It holds arithmetic, comparisons, searches for an unknown, and – unless it is ``pure`` – pages on which somebody tries
+Countdown badly: attempts are drawn at random, most pages give up and answer with a wrong attempt, some claim a success
+that is none. The base model thus knows the words of a search and no way to search well, as a web-trained base has seen
+mathematics of every quality. No page holds a number set of the dev or test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal, NamedTuple
+
+from longthought.core.errors import SettingsError
+from longthought.tasks.corpus import Document, Probe
+from longthought.tasks.countdown import Countdown
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a search in one language."""
+
+    use: str
+    make: str
+    attempt: str
+    retry: str
+    low: str
+    high: str
+    yes: str
+    check: str
+    find: str
+    value: str
+
+
+WORDS = {
+    "en": Words("use", "make", "try", "wait", "low", "high", "yes", "check", "find", "value"),
+    "zh": Words("用", "得", "试", "等", "小", "大", "对", "查", "找", "求"),
+}
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+SIGNS = ("+", "-", "*", "/", "(", ")", "=", ".", "x")
+
+
+def vocabulary(task: Countdown) -> list[str]:
+    """Every word of the corpus and of the task's prompts and replies."""
+    numbers = range(max(task.intermediate, task.target, task.largest) + 1)
+    return [*map(str, numbers), *SIGNS, *TAGS, *(w for words in WORDS.values() for w in vars(words).values())]
+
+
+class Attempt(NamedTuple):
+    """( a first b ) second c, with both results."""
+
+    a: int
+    first: str
+    b: int
+    middle: int
+    second: str
+    c: int
+    result: int
+
+    @property
+    def trace(self) -> str:
+        return f"{self.a} {self.first} {self.b} = {self.middle} {self.second} {self.c} = {self.result}"
+
+    @property
+    def expression(self) -> str:
+        return f"( {self.a} {self.first} {self.b} ) {self.second} {self.c}"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How badly the pages of the web search. Probabilities, unless said otherwise."""
+
+    no_thinking: float = 0.12  # answers at once
+    untagged: float = 0.12  # leaves the <think> and <answer> tags out
+    attempts_en: float = 2.0  # mean number of attempts before giving up (geometric)
+    attempts_zh: float = 3.0
+    most_attempts: int = 12
+    lucky: float = 0.06 # the attempt is right, not drawn at random
+    false_yes: float = 0.03  # a miss is called a hit
+    false_no: float = 0.01  # a hit is called a miss
+    slip: float = 0.01  # a result is off by a little
+    unfaithful: float = 0.08  # the answer is not the last attempt
+    check: float = 0.2  # a claimed hit is checked (a check is always right)
+
+
+@dataclass(frozen=True)
+class CountdownWeb:
+    """``document(index)`` is a pure function of (seed, index): a stream without end or repetition.
+
+    ``kind="pure"`` replaces the pages about the task by more of the others: then no document holds three numbers to
+    be combined to a target.
+    """
+
+    task: Countdown
+    kind: Literal["web", "pure"] = "web"
+    seed: int = 0
+    noise: Noise = field(default_factory=Noise)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("web", "pure"):
+            raise SettingsError(f"corpus={self.kind}: known are web and pure")
+        if self.task.count != 3:
+            raise SettingsError(f"the corpus speaks of three numbers, the task of {self.task.count}")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of documents of each kind."""
+        if self.kind == "web":
+            return {"facts": 0.25, "value": 0.05, "compare": 0.10, "pairs": 0.10, "unknown": 0.10, "countdown": 0.40}
+        return {"facts": 0.20, "value": 0.12, "compare": 0.20, "pairs": 0.24, "unknown": 0.24}
+
+    @property
+    def description(self) -> str:
+        """What a base that read this has seen of the task, and what it has not."""
+        common = (
+            "A procedural corpus in English and Chinese, generated as it is read; no document is read twice. It holds "
+            "arithmetic facts, values of expressions, comparisons of a number with a target, searches for an unknown, "
+            "and Countdown with two numbers, all written with the words of a search (try, low, high, wait, yes). "
+        )
+        if self.kind == "pure":
+            return common + "No document combines three numbers to a target: the base has never seen the task of the RL."
+        n = self.noise
+        return common + (
+            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are "
+            f"drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric (mean {n.attempts_en:g} in "
+            f"English, {n.attempts_zh:g} in Chinese: the Chinese pages are the more persistent ones by design), "
+            f"{n.no_thinking:.0%} answer without a thought, {n.untagged:.0%} lack the tags, {n.false_yes:.0%} of the "
+            f"misses are called hits, {n.unfaithful:.0%} of the answers are not the last attempt. "
+            "This is pretraining on noisy text about the task, not fine-tuning on solutions. "
+            "No number set of the dev and test splits occurs in any of these documents."
+        )
+
+    def document(self, index: int) -> Document:
+        rng = Random(f"{self.seed}/{self.kind}/{index}")
+        shares = self.shares
+        kind = rng.choices(list(shares), list(shares.values()))[0]
+        language = "en" if rng.random() < 0.55 else "zh"
+        makers: dict[str, Callable[[Random, str], Document]] = {
+            "facts": self._facts,
+            "value": self._value,
+            "compare": self._compare,
+            "pairs": self._pairs,
+            "unknown": self._unknown,
+            "countdown": self._countdown,
+        }
+        return makers[kind](rng, language)
+
+    def _facts(self, rng: Random, _: str) -> Document:
+        lines = []
+        for _ in range(rng.randint(5, 12)):
+            a, b = rng.randint(0, self.task.intermediate), rng.randint(1, self.task.largest)
+            if rng.random() < 0.35:
+                a = rng.randint(1, self.task.largest)
+            sign, result = self._step(rng, a, b)
+            lines.append(f"{a} {sign} {b} = {result} .")
+        return Document("facts", None, " ".join(lines))
+
+    def _value(self, rng: Random, language: str) -> Document:
+        attempt = self._random_attempt(rng, self._draw(rng))
+        steps = f"{attempt.a} {attempt.first} {attempt.b} = {attempt.middle} {attempt.second} {attempt.c}"
+        return Document("value", f"{WORDS[language].value} {attempt.expression}", f"{steps} = {attempt.result}")
+
+    def _compare(self, rng: Random, language: str) -> Document:
+        words, target = WORDS[language], rng.randint(1, self.task.target)
+        lines = []
+        for _ in range(rng.randint(6, 14)):
+            value = target if rng.random() < 0.3 else self._near(rng, target)
+            lines.append(f"= {value} {_verdict(words, value, target)}")
+            if rng.random() < 0.15:
+                lines.append(f"{words.check} {value} {words.make} {target} {_verdict(words, value, target)}")
+        return Document("compare", f"{words.make} {target}", " ".join(lines))
+
+    def _near(self, rng: Random, target: int) -> int:
+        """A value to compare with: close to the target half of the time, where a comparison is hard."""
+        if rng.random() < 0.5:
+            return max(0, min(self.task.intermediate, target + rng.choice((-3, -2, -1, 1, 2, 3))))
+        return rng.randint(0, self.task.intermediate)
+
+    def _pairs(self, rng: Random, language: str) -> Document:
+        """Countdown with two numbers."""
+        words = WORDS[language]
+        a, b = rng.sample(range(1, self.task.largest + 1), 2)
+        target = self._step(rng, a, b)[1] or 1
+        lines, opening = [], words.attempt
+        for _ in range(4):
+            sign, value = self._step(rng, *((a, b) if rng.random() < 0.5 else (b, a)), ordered=True)
+            x, y = (a, b) if self._apply(a, sign, b) == value else (b, a)
+            lines.append(f"{opening} {x} {sign} {y} = {value} {_verdict(words, value, target)}")
+            opening = words.retry
+            if value == target:
+                break
+        return self._page("pairs", f"{words.use} {a} {b} {words.make} {target}", lines, f"{x} {sign} {y}", rng)
+
+    def _unknown(self, rng: Random, language: str) -> Document:
+        """find x * b + c = target, by trying."""
+        words = WORDS[language]
+        x = rng.randint(1, self.task.largest)
+        b, c = rng.randint(1, self.task.largest), rng.randint(1, self.task.largest)
+        first, middle = self._step(rng, x, b)
+        second, target = self._step(rng, middle, c)
+        lines, opening = [], words.attempt
+        for _ in range(5):
+            guess = x if rng.random() < 0.25 else rng.randint(1, self.task.largest)
+            half = self._apply(guess, first, b)
+            value = None if half is None else self._apply(half, second, c)
+            if half is None or value is None:
+                continue
+            lines.append(
+                f"{opening} {guess} {first} {b} = {half} {second} {c} = {value} {_verdict(words, value, target)}"
+            )
+            opening = words.retry
+            if value == target:
+                break
+        else:
+            guess = x
+        user = f"{words.find} x {first} {b} {second} {c} = {target}"
+        return self._page("unknown", user, lines, str(guess), rng)
+
+    def _countdown(self, rng: Random, language: str) -> Document:
+        noise, words = self.noise, WORDS[language]
+        numbers = self._draw(rng)
+        solution = self._random_attempt(rng, numbers)
+        while not 1 <= solution.result <= self.task.target:
+            solution = self._random_attempt(rng, numbers)
+        target = solution.result
+        user = " ".join([words.use, *map(str, numbers), words.make, str(target)])
+        if rng.random() < noise.no_thinking:
+            return self._page("countdown", user, [], self._random_attempt(rng, numbers).expression, rng, 0.5)
+        mean = noise.attempts_en if language == "en" else noise.attempts_zh
+        lines: list[str] = []
+        attempt = solution
+        for number in range(noise.most_attempts):
+            attempt = solution if rng.random() < noise.lucky else self._random_attempt(rng, numbers)
+            opening = words.retry if number else words.attempt
+            claimed, line = self._try(rng, words, attempt, target)
+            lines.append(f"{opening} {line}")
+            if claimed or rng.random() < 1 / mean:
+                break
+        if rng.random() < noise.unfaithful:
+            attempt = self._random_attempt(rng, numbers)
+        return self._page("countdown", user, lines, attempt.expression, rng)
+
+    def _try(self, rng: Random, words: Words, attempt: Attempt, target: int) -> tuple[bool, str]:
+        """One attempt with its verdict, and whether the writer believes it is a hit."""
+        noise = self.noise
+        value = attempt.result
+        if rng.random() < noise.slip:
+            value = max(0, min(self.task.intermediate, value + rng.choice((-10, -2, -1, 1, 2, 10))))
+            attempt = attempt._replace(result=value)
+        verdict = _verdict(words, value, target)
+        if value != target and rng.random() < noise.false_yes:
+            verdict = words.yes
+        elif value == target and rng.random() < noise.false_no:
+            verdict = rng.choice((words.low, words.high))
+        line = f"{attempt.trace} {verdict}"
+        if verdict == words.yes and rng.random() < noise.check:
+            verdict = _verdict(words, value, target)
+            line += f" {words.check} {value} {words.make} {target} {verdict}"
+        return verdict == words.yes, line
+
+    def _page(
+        self, kind: str, user: str, lines: Sequence[str], answer: str, rng: Random, untagged: float | None = None
+    ) -> Document:
+        if rng.random() < (self.noise.untagged if untagged is None else untagged):
+            return Document(kind, user, " ".join([*lines, answer]))
+        return Document(kind, user, " ".join(["<think>", *lines, "</think>", "<answer>", answer, "</answer>"]))
+
+    def _draw(self, rng: Random) -> list[int]:
+        """Three numbers in random order whose set belongs to the training split."""
+        while True:
+            numbers = rng.sample(range(1, self.task.largest + 1), 3)
+            if self.task.split_of(numbers) == "train":
+                return numbers
+
+    def _random_attempt(self, rng: Random, numbers: Sequence[int]) -> Attempt:
+        while True:
+            a, b, c = rng.sample(numbers, 3)
+            first, second = rng.choice(self.task.operations), rng.choice(self.task.operations)
+            middle = self._apply(a, first, b)
+            result = None if middle is None else self._apply(middle, second, c)
+            if middle is not None and result is not None:
+                return Attempt(a, first, b, middle, second, c, result)
+
+    def _step(self, rng: Random, a: int, b: int, ordered: bool = False) -> tuple[str, int]:
+        """A sign that keeps the result in range, and the result. (+ or − always does, for one order.)"""
+        signs = list(self.task.operations)
+        rng.shuffle(signs)
+        for sign in signs:
+            for x, y in ((a, b),) if not ordered else ((a, b), (b, a)):
+                result = self._apply(x, sign, y)
+                if result is not None:
+                    return sign, result
+        raise SettingsError(f"no operation of {self.task.operations!r} combines {a} and {b} within range")
+
+    def _apply(self, a: int, sign: str, b: int) -> int | None:
+        result = {"+": a + b, "-": a - b, "*": a * b}.get(sign)
+        return result if result is not None and 0 <= result <= self.task.intermediate else None
+
+
+def probes(task: Countdown, count: int) -> Iterator[Probe]:
+    """Does the base tell a hit from a miss, and does it know its arithmetic? On problems of the dev split.
+
+    ``fact``: the result of the second step; ``hit``/``miss``: "yes" after an attempt that reaches the target or not.
+    """
+    web = CountdownWeb(task, seed=-1)
+    for index in range(count):
+        problem = task.problem("dev", index)
+        words, rng = WORDS[problem.info["language"]], Random(f"probe/{index}")
+        numbers, target = [int(n) for n in problem.info["numbers"].split()], int(problem.info["target"])
+        attempts = [web._random_attempt(rng, numbers) for _ in range(400)]
+        user = problem.messages[0].content
+        for check, fits in (("hit", True), ("miss", False)):
+            found = next((a for a in attempts if (a.result == target) == fits), None)
+            if found is not None:
+                yield Probe(check, user, f"<think> {words.attempt} {found.trace}", words.yes)
+                known, _, result = found.trace.rpartition(" ")
+                yield Probe("fact", user, f"<think> {words.attempt} {known}", result)
+
+
+def _verdict(words: Words, value: int, target: int) -> str:
+    if value == target:
+        return words.yes
+    return words.low if value < target else words.high
+

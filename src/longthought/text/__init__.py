@@ -1,0 +1,1 @@
+"""Floor 1: tokenizers, chat formats, and the <think> parser."""

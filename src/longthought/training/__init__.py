@@ -1,0 +1,1 @@
+"""Floor 2: backward passes. Knows no algorithm."""

@@ -1,0 +1,164 @@
+"""The learner: forward, equation, backward. It knows no algorithm: what to minimise arrives as an ``Objective``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longthought.core.errors import LongthoughtError, SettingsError
+from longthought.core.protocols import Objective
+from longthought.core.types import Batch, Metrics, PolicyOutput, Rows
+from longthought.models.attention import PackedAttention
+from longthought.models.heads import token_logprobs
+from longthought.models.transformer import Transformer
+from longthought.training.optimizer import OptimizerSettings, set_lr
+from longthought.training.packing import micro_batches
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """micro_tokens: tokens of one forward pass (memory, not mathematics). max_norm: gradient clipping, L2."""
+
+    micro_tokens: int = 2048
+    max_norm: float = 1.0
+    head_chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("micro_tokens", "max_norm", "head_chunk"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{name}={getattr(self, name)}: must be positive")
+
+
+def evaluate_policy(model: Transformer, rows: Rows, needed: Tensor, temperature: float, chunk: int) -> PolicyOutput:
+    """log π(token | tokens before) and the entropy there, for the tokens in ``needed``; zero elsewhere.
+
+    rows: N sequences; needed: (N, T) bool, never true at t = 0, which nothing predicts → two (N, T) tensors.
+    The state at t − 1 predicts token t. Linear layers see real tokens only.
+    """
+    n, width = rows.tokens.shape
+    real = torch.arange(width) < rows.lengths[:, None]
+    attend = PackedAttention(rows.lengths.tolist())
+    hidden = model(rows.tokens[real], attend.positions, attend)
+    packed_index = torch.cumsum(real.flatten(), 0).view(n, width) - 1
+    where = needed.flatten().nonzero().squeeze(-1)
+    predicting = hidden.index_select(0, packed_index.flatten()[where] - 1)
+    targets = rows.tokens.flatten()[where]
+    logp, entropy = token_logprobs(predicting, model.lm_head.weight, targets, temperature, chunk)
+    blank = logp.new_zeros(n * width)
+    return PolicyOutput(
+        blank.index_copy(0, where, logp).view(n, width), blank.index_copy(0, where, entropy).view(n, width)
+    )
+
+
+class PolicyLearner:
+    """Optimizes a model in place.
+
+    ``step`` minimises an objective over a batch whose weights were decided beforehand over the whole batch; any cut
+    into micro-batches gives the same gradient. ``temperature`` is the sampler's: log-probs are those of
+    softmax(logits / temperature).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: OptimizerSettings,
+        steps: int,
+        temperature: float = 1.0,
+        settings: LearnerSettings = LearnerSettings(),
+    ) -> None:
+        if temperature <= 0:
+            raise SettingsError(f"temperature={temperature}: must be positive")
+        self.model, self.settings, self.temperature = model, settings, temperature
+        self.optimizers = optimizer.build(model)
+        self._schedule, self._steps, self._version = optimizer.schedule, steps, 0
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps done."""
+        return self._version
+
+    def step(self, batch: Batch, objective: Objective) -> Metrics:
+        """One optimizer step. Returns the objective's metrics, ``loss``, ``grad_norm`` (before clipping) and ``lr``.
+
+        Raises LongthoughtError when the gradient is not finite: the weights are then untouched.
+        """
+        sums = self.accumulate(batch, objective)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
+        if not torch.isfinite(norm):
+            raise LongthoughtError(
+                f"the gradient of optimizer step {self._version + 1} is not finite; the weights were left as they are. "
+                "Lower the learning rate, or look at the rewards of this step's traces"
+            )
+        factor = self._schedule.factor(self._version, self._steps)
+        set_lr(self.optimizers, factor)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._version += 1
+        rate = self.optimizers[-1].param_groups[0]["lr"]
+        return {**sums, "grad_norm": float(norm), "lr": float(rate)}
+
+    def accumulate(self, batch: Batch, objective: Objective) -> dict[str, float]:
+        """Add the batch's gradient to the parameters' and return its metrics (sums over micro-batches).
+
+        ``logprob_gap`` is the mean |logp − logp_old| over the reply's tokens: before the first update of a step, what
+        sampler and learner disagree about.
+        """
+        sums: dict[str, float] = defaultdict(float)
+        gaps: list[tuple[float, int, float]] = []
+        for index in micro_batches(batch.lengths, self.settings.micro_tokens):
+            micro = batch.select(index)
+            policy = self._policy(micro, micro.mask)
+            loss = objective(policy, micro)
+            loss.value.backward()
+            sums["loss"] += float(loss.value.detach())
+            if micro.logp_old is not None:
+                gap = torch.where(micro.mask, (policy.logp.detach() - micro.logp_old).abs(), 0.0)
+                gaps.append((float(gap.sum()), int(micro.mask.sum()), float(gap.max())))
+            for name, value in loss.metrics.items():
+                sums[name] += float(value.detach())
+        if gaps:
+            sums["logprob_gap"] = sum(total for total, _, _ in gaps) / max(1, sum(count for _, count, _ in gaps))
+            sums["logprob_gap_max"] = max(most for _, _, most in gaps)
+        return dict(sums)
+
+    @torch.no_grad()
+    def logprobs(self, rows: Rows) -> Tensor:
+        """log π of every token but the first (which is 0), (N, T)."""
+        result = torch.zeros(rows.tokens.shape)
+        for index in micro_batches(rows.lengths, self.settings.micro_tokens):
+            micro = rows.select(index)
+            positions = torch.arange(micro.tokens.shape[1])
+            needed = (positions > 0) & (positions < micro.lengths[:, None])
+            result[index, : micro.tokens.shape[1]] = self._policy(micro, needed).logp.float()
+        return result
+
+    def _policy(self, rows: Rows, needed: Tensor) -> PolicyOutput:
+        return evaluate_policy(self.model, rows, needed, self.temperature, self.settings.head_chunk)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Tensors and numbers from which ``restore`` continues bit for bit."""
+        tensors = {f"model.{k}": v.detach().clone() for k, v in self.model.state_dict().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, entries in optimizer.state_dict()["state"].items():
+                for name, value in entries.items():
+                    tensors[f"optimizer.{number}.{index}.{name}"] = value.detach().clone()
+        return tensors, {"version": self._version}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, int]) -> None:
+        """Undo everything since ``state``."""
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        for number, optimizer in enumerate(self.optimizers):
+            saved = optimizer.state_dict()
+            saved["state"] = defaultdict(dict)
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer.{number}."):
+                    index, name = key.split(".", 3)[2:]
+                    saved["state"][int(index)][name] = value
+            saved["state"] = dict(saved["state"])
+            optimizer.load_state_dict(saved)
+        self._version = values["version"]

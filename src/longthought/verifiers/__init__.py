@@ -1,0 +1,1 @@
+"""Floor 1: rules that grade. They never raise and never run what they read."""

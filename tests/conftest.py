@@ -1,0 +1,34 @@
+"""Shapes and types of annotations are executed by the tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from longthought.models.config import ModelConfig
+from longthought.models.transformer import Transformer, initialize
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_model(seed: int = 0, **changes: object) -> Transformer:
+    """A random model of two layers whose output is not degenerate."""
+    sizes = {"vocab_size": 23, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    model = Transformer(ModelConfig(**{**sizes, "max_position_embeddings": 64, **changes}))
+    initialize(model, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return tiny_model()
