@@ -1,3 +1,4 @@
+# fmt: off
 """DeepSeek-R1-Zero in one file: a tiny language model teaches itself to search, on one CPU core, in a few minutes.
 
     the task        Countdown: "use 9 4 3 make 33" -> ( 9 * 4 ) - 3, judged by a rule, never by a model
@@ -7,7 +8,6 @@
 The base has read poor Countdown pages, as DeepSeek-V3-Base had read mathematics: RL does not invent the primitive
 "compare my result with the target". What it does find by itself is to keep trying, and to try the better things first.
 """
-# fmt: off
 import argparse, functools, itertools, operator, random, re, time  # noqa: E401, I001
 import torch, torch.nn as nn, torch.nn.functional as F  # noqa: E401
 from torch.optim.lr_scheduler import LambdaLR

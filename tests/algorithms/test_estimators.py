@@ -65,8 +65,9 @@ def test_g_pass_table(tau, value):
 
 
 def test_g_pass_threshold_is_not_fooled_by_floats():
-    assert g_pass_at_k(10, 7, 10, 0.7) == 1.0
-    assert g_pass_at_k(10, 6, 10, 0.7) == 0.0
+    assert 0.55 * 100 > 55
+    assert g_pass_at_k(100, 55, 100, 0.55) == 1.0
+    assert g_pass_at_k(100, 54, 100, 0.55) == 0.0
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(3, 1, 4), (0, 0, 1), (5, 6, 1), (5, -1, 1), (5, 2, 0)])

@@ -20,7 +20,7 @@ from longthought.core.types import Completion, Finish, Message, Outcome, Problem
 from longthought.runs.place import Place
 
 STEPS, EVERY = 5, 2
-HOOKED = ("write", "fsync", "rename", "unlink", "truncate", "rmdir", "mkdir")
+HOOKED = ("write", "rename", "unlink", "truncate", "rmdir", "mkdir")
 
 
 def train(path: Path) -> None:
@@ -84,12 +84,13 @@ def killed_at(path: Path, call: int) -> None:
                 if name == "write":
                     real(args[0], bytes(args[1])[: len(args[1]) // 2])  # type: ignore
                 os.kill(os.getpid(), signal.SIGKILL)
-            return None if name == "fsync" else real(*args, **options)
+            return real(*args, **options)
 
         return hooked
 
     for name in HOOKED:
         setattr(os, name, hook(name))
+    os.fsync = lambda _: None  # a kill loses nothing that was written, only a power cut does
     train(path)
 
 
@@ -138,7 +139,7 @@ def main(folder: Path) -> None:
     if len(expected) != 1 + STEPS + 2 * 3:
         print(f"unexpected files: {sorted(expected)}")
     calls = at_every_call(folder, expected)
-    if calls < 50:
+    if calls < 40:
         print(f"only {calls} calls were hooked")
     from_outside(folder, expected, kills=15)
 

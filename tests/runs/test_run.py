@@ -179,10 +179,9 @@ from longthought.runs.lock import Lock
 lock = Lock(Path(sys.argv[1], "lock"))
 child = os.fork()
 if child == 0:
-    time.sleep(60)  # a worker that outlives the run
-    os._exit(0)
-print(child, flush=True)
+    print(os.getpid(), flush=True)  # a worker that outlives the run
 time.sleep(60)
+os._exit(0)
 """
 
 
@@ -195,6 +194,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.wait()
+    process.stdout.close()
     os.kill(worker, signal.SIGKILL)
 
 
@@ -346,7 +346,19 @@ def test_descriptions(tmp_path: Path) -> None:
     assert before == describe(Text(tmp_path))
     (tmp_path / "text").write_text("b")
     assert before != describe(Text(tmp_path))
-    assert describe({3, 1, 2}) == describe({2, 3, 1})
+    assert describe({3, 1, 2}) == describe(frozenset({2, 3, 1})) == [1, 2, 3]
+
+
+def test_a_path_among_other_fields_hides_none_of_them(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Corpus:
+        path: Path
+        share: float = 1.0
+
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("the same")
+    assert describe(Corpus(tmp_path / "a")) == describe(Corpus(tmp_path / "b"))
+    assert describe(Corpus(tmp_path / "a")) != describe(Corpus(tmp_path / "a", 0.5))
 
 
 def math_like(x: float) -> float:

@@ -62,7 +62,7 @@ def leave_one_out(r: Tensor) -> Tensor:
     """RLOO: Aᵢ = rᵢ - mean of the other rewards = n / (n - 1) · (rᵢ - mean r) with n rewards present, (G,) → (G,).
 
     A group of equal rewards gives exact zeros. Raises SettingsError when G < 2. The gradient is unbiased.
-    Source: Ahmadian et al., arXiv:2402.14740, section 2.3; Kool et al. 2019.
+    Source: Ahmadian et al., arXiv:2402.14740; Kool et al. 2019.
     """
     gap, count = _gaps(r)
     return (gap * (count / max(count - 1, 1))).to(_float_dtype(r))

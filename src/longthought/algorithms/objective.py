@@ -59,7 +59,7 @@ class GRPO:
     along the *forward* KL.  entropy_bonus: weight of the entropy, which the policy must then give with its gradient.
     dual_clip: c > 1, the bound of ρ where A < 0; None for no bound.  It adds the metric dual_clip_share.
     Source: DeepSeekMath, arXiv:2402.03300, equation 3; DeepSeek-R1, arXiv:2501.12948, equation 1; clip-higher: DAPO,
-    arXiv:2503.14476, section 3.1; dual clip: Ye et al., arXiv:1912.09729, equation 5.
+    arXiv:2503.14476, section 3.1; dual clip: Ye et al., arXiv:1912.09729.
     """
 
     clip_low: float = 0.2

@@ -42,7 +42,7 @@ def cosine_reward(
     right, wrong: (r_0, r_L) of right and of wrong replies; with the defaults a right reply should be short and a wrong
     one long.  exceed: (length from which, reward) of replies that hit the limit.  Beyond ``maximum`` the value stays at
     r_L; a bare cosine would turn up again.  Raises SettingsError when length < 0 or maximum < 1.
-    Source: Demystifying Long CoT, arXiv:2502.03373, section 4.2; defaults of open-r1.
+    Source: Demystifying Long CoT, arXiv:2502.03373, section 4; defaults of open-r1.
     """
     if length < 0 or maximum < 1:
         raise SettingsError(f"cosine_reward: need length >= 0 and maximum >= 1, got {length} and {maximum}")
@@ -58,7 +58,7 @@ def repetition_penalty(ids: Sequence[Hashable], n: int, penalty: float) -> float
 
     ids: tokens, or anything that can be compared.  penalty: the value for endless repetition, at most 0.
     Raises SettingsError when n < 1 or penalty > 0.
-    Source: Demystifying Long CoT, arXiv:2502.03373, section 4.3; open-r1's form.
+    Source: Demystifying Long CoT, arXiv:2502.03373, section 4; open-r1's form.
     """
     if n < 1 or not -math.inf < penalty <= 0.0:
         raise SettingsError(f"repetition_penalty: need n >= 1 and a finite penalty <= 0, got n={n}, penalty={penalty}")

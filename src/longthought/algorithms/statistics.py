@@ -35,13 +35,13 @@ def g_pass_at_k(n: int, c: int, k: int, tau: float) -> float:
     """Probability that at least ⌈τk⌉ of k samples are right: Σⱼ C(c, j) C(n-c, k-j) / C(n, k).
 
     τ = 1 is pass^k (all right); τ → 0 is pass@k. Raises SettingsError as ``pass_at_k`` does, and unless 0 < τ <= 1.
-    Source: Liu et al., arXiv:2412.13147, equation 4.
+    Source: Liu et al., arXiv:2412.13147.
     """
     _check_draw(n, k)
     _check_correct(n, c)
     if not 0.0 < tau <= 1.0:
         raise SettingsError(f"g_pass_at_k: tau must be in (0, 1], got {tau}")
-    least = max(1, math.ceil(tau * k - 1e-9))  # 0.7 · 10 is 7.000000000000001 in floats; the threshold is 7
+    least = max(1, math.ceil(tau * k - 1e-9))  # 0.55 · 100 is 55.00000000000001 in floats; the threshold is 55
     hits = sum(math.comb(c, j) * math.comb(n - c, k - j) for j in range(least, k + 1))
     return hits / math.comb(n, k)
 

@@ -36,7 +36,7 @@ def sequence_mean(mask: Tensor) -> Tensor:
 def token_mean(mask: Tensor) -> Tensor:
     """1 / Σ|oⱼ|: every token of the step counts the same. Sums to 1.
 
-    Source: DAPO, arXiv:2503.14476, equation 8.
+    Source: DAPO, arXiv:2503.14476, equation 12.
     """
     return _divide(mask, mask.sum())
 

@@ -46,18 +46,19 @@ class ModelConfig:
 
     @classmethod
     def sized(cls, width: int, vocab_size: int, max_position_embeddings: int = 512) -> ModelConfig:
-        """One dial: everything follows from the width (64 → 3 layers, 128 → 4, 256 → 5, …)."""
+        """One dial: everything follows from the width (64 and 96 → 3 layers, 128 → 4, 256 → 5, …)."""
         if width < 32 or width % 32:
             raise SettingsError(f"width={width}: must be a multiple of 32, at least 32")
-        heads = max(2, width // 64 * 2) if width >= 128 else max(2, width // 16)
+        head_dim = 16 if width < 128 else 64 if width >= 512 and width % 64 == 0 else 32
+        heads = width // head_dim
         return cls(
             vocab_size=vocab_size,
             hidden_size=width,
             intermediate_size=-(-width * 8 // 3 // 16) * 16,
             num_hidden_layers=max(2, 3 + (width // 64).bit_length() - 1),
             num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2),
-            head_dim=width // heads,
+            num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+            head_dim=head_dim,
             max_position_embeddings=max_position_embeddings,
         )
 

@@ -20,7 +20,8 @@ class _TokenLogprob(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        logp, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(3))
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logp, entropy, normalizer = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
         for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
             z = _logits(hidden[rows], weight, temperature)
             lse = z.logsumexp(-1)

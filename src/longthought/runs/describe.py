@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 
 from longthought.core.errors import RunError
-from longthought.runs.files import digests
+from longthought.runs.files import digests, json_bytes
 from longthought.runs.settings import fingerprint_of
 
 Plain: TypeAlias = Any
@@ -52,18 +52,21 @@ def describe(value: object, where: str = "stage") -> Plain:
 
 def _describe_object(value: object, where: str) -> Plain:
     if isinstance(value, AbstractSet):
-        return sorted(fingerprint_of({"member": describe(inner, where)}) for inner in value)
+        return sorted((describe(inner, where) for inner in value), key=json_bytes)
     if isinstance(value, functools.partial):
-        parts = {"arguments": value.args, "keywords": value.keywords}
-        return {"partial of": describe(value.func, where), **{name: describe(v, where) for name, v in parts.items()}}
+        parts = {"partial of": value.func, "arguments": value.args, "keywords": value.keywords}
+        return describe(parts, where)
+    known: dict[str, Plain] = {"is": type(value).__qualname__}
     path, stated = getattr(value, "path", None), getattr(value, "fingerprint", None)
     if isinstance(path, Path):
-        return {"is": type(value).__qualname__, "files": fingerprint_of(digests(path))}
+        known["files"] = fingerprint_of(digests(path))  # wherever they lie
     if isinstance(stated, str):
-        return {"is": type(value).__qualname__, "fingerprint": stated}
+        return known | {"fingerprint": stated}
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {field.name: getattr(value, field.name) for field in fields(value) if field.compare}
-        return {"is": type(value).__qualname__} | {name: describe(v, f"{where}.{name}") for name, v in inner.items()}
+        names = [field.name for field in fields(value) if field.compare and not (field.name == "path" and path)]
+        return known | {name: describe(getattr(value, name), f"{where}.{name}") for name in names}
+    if "files" in known:
+        return known
     name = getattr(value, "__qualname__", "<>")
     if callable(value) and "<" not in name:
         return f"{value.__module__}.{name}"

@@ -74,10 +74,10 @@ class Noise:
 
     no_thinking: float = 0.12  # answers at once
     untagged: float = 0.12  # leaves the <think> and <answer> tags out
-    attempts_en: float = 2.0  # mean number of attempts before giving up (geometric)
-    attempts_zh: float = 3.0
-    most_attempts: int = 12
-    lucky: float = 0.06 # the attempt is right, not drawn at random
+    attempts_en: float = 1.8  # mean number of attempts before giving up (geometric)
+    attempts_zh: float = 2.6
+    most_attempts: int = 16
+    lucky: float = 0.03 # the attempt is right, not drawn at random
     false_yes: float = 0.03  # a miss is called a hit
     false_no: float = 0.01  # a hit is called a miss
     slip: float = 0.01  # a result is off by a little
@@ -108,8 +108,16 @@ class CountdownWeb:
     def shares(self) -> dict[str, float]:
         """Share of documents of each kind."""
         if self.kind == "web":
-            return {"facts": 0.25, "value": 0.05, "compare": 0.10, "pairs": 0.10, "unknown": 0.10, "countdown": 0.40}
-        return {"facts": 0.20, "value": 0.12, "compare": 0.20, "pairs": 0.24, "unknown": 0.24}
+            return {
+                "facts": 0.18,
+                "value": 0.05,
+                "compare": 0.11,
+                "orders": 0.07,
+                "pairs": 0.09,
+                "unknown": 0.08,
+                "countdown": 0.42,
+            }
+        return {"facts": 0.20, "value": 0.12, "compare": 0.18, "orders": 0.12, "pairs": 0.19, "unknown": 0.19}
 
     @property
     def description(self) -> str:
@@ -141,6 +149,7 @@ class CountdownWeb:
             "facts": self._facts,
             "value": self._value,
             "compare": self._compare,
+            "orders": self._orders,
             "pairs": self._pairs,
             "unknown": self._unknown,
             "countdown": self._countdown,
@@ -149,7 +158,7 @@ class CountdownWeb:
 
     def _facts(self, rng: Random, _: str) -> Document:
         lines = []
-        for _ in range(rng.randint(5, 12)):
+        for _ in range(_length(rng, 5, 36)):
             a, b = rng.randint(0, self.task.intermediate), rng.randint(1, self.task.largest)
             if rng.random() < 0.35:
                 a = rng.randint(1, self.task.largest)
@@ -165,12 +174,19 @@ class CountdownWeb:
     def _compare(self, rng: Random, language: str) -> Document:
         words, target = WORDS[language], rng.randint(1, self.task.target)
         lines = []
-        for _ in range(rng.randint(6, 14)):
+        for _ in range(_length(rng, 6, 44)):
             value = target if rng.random() < 0.3 else self._near(rng, target)
             lines.append(f"= {value} {_verdict(words, value, target)}")
             if rng.random() < 0.15:
                 lines.append(f"{words.check} {value} {words.make} {target} {_verdict(words, value, target)}")
         return Document("compare", f"{words.make} {target}", " ".join(lines))
+
+    def _orders(self, rng: Random, language: str) -> Document:
+        """Three numbers, written down in many orders."""
+        numbers = self._draw(rng)
+        user = " ".join([WORDS[language].use, *map(str, numbers)])
+        orders = (" ".join(map(str, rng.sample(numbers, 3))) for _ in range(_length(rng, 4, 50)))
+        return Document("orders", user, " . ".join(orders))
 
     def _near(self, rng: Random, target: int) -> int:
         """A value to compare with: close to the target half of the time, where a comparison is hard."""
@@ -317,6 +333,11 @@ def probes(task: Countdown, count: int) -> Iterator[Probe]:
                 yield Probe(check, user, f"<think> {words.attempt} {found.trace}", words.yes)
                 known, _, result = found.trace.rpartition(" ")
                 yield Probe("fact", user, f"<think> {words.attempt} {known}", result)
+
+
+def _length(rng: Random, least: int, most: int) -> int:
+    """Mostly short, sometimes long: long pages teach a model to look far back."""
+    return least + int((most - least) * rng.random() ** 3)
 
 
 def _verdict(words: Words, value: int, target: int) -> str:

@@ -103,13 +103,16 @@ class PolicyLearner:
         return {**sums, "grad_norm": float(norm), "lr": float(rate)}
 
     def accumulate(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """Add the batch's gradient to the parameters' and return its metrics (sums over micro-batches).
+        """Add the batch's gradient to the parameters' and return its metrics.
+
+        ``loss`` is the objective's value; its metrics are divided by the batch's total weight, so that they are means.
 
         ``logprob_gap`` is the mean |logp − logp_old| over the reply's tokens: before the first update of a step, what
         sampler and learner disagree about.
         """
         sums: dict[str, float] = defaultdict(float)
         gaps: list[tuple[float, int, float]] = []
+        total = float(batch.weight.sum()) or 1.0
         for index in micro_batches(batch.lengths, self.settings.micro_tokens):
             micro = batch.select(index)
             policy = self._policy(micro, micro.mask)
@@ -120,7 +123,7 @@ class PolicyLearner:
                 gap = torch.where(micro.mask, (policy.logp.detach() - micro.logp_old).abs(), 0.0)
                 gaps.append((float(gap.sum()), int(micro.mask.sum()), float(gap.max())))
             for name, value in loss.metrics.items():
-                sums[name] += float(value.detach())
+                sums[name] += float(value.detach()) / total
         if gaps:
             sums["logprob_gap"] = sum(total for total, _, _ in gaps) / max(1, sum(count for _, count, _ in gaps))
             sums["logprob_gap_max"] = max(most for _, _, most in gaps)

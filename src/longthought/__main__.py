@@ -1,0 +1,3 @@
+"""x"""
+
+from longthought.cli import main
