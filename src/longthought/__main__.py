@@ -1,3 +1,8 @@
-"""x"""
+"""``python -m longthought``: the command line."""
 
-from longthought.cli import main
+import sys
+
+from longthought.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

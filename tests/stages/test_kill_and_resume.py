@@ -16,9 +16,11 @@ from longthought.evaluation.readiness import Gate
 from longthought.recipes.tiny import Base, Reinforcement, Reward, TinySettings, tiny
 from longthought.runs.run import Run
 
+# Two workers: the kill must take them along, and the resumed team must continue bit by bit.
 OPEN_GATE = Gate(fact=0, hit=0, miss=1, pass_at_1=(0, 1), pass_at_8=0)
 SHORT = TinySettings(
     seed=3,
+    workers=2,
     base=Base(width=32, steps=40, tokens_per_step=256),
     reward=Reward(language=0.1, repetition=0.1, overlong=8),
     rl=Reinforcement(steps=6, prompts=3, samples=4, max_tokens=24, beta=0.01, reference_every=2),

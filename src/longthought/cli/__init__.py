@@ -1,1 +1,1 @@
-"""Floor 6: the command line, one module per command."""
+"""Floor 6: the command line. One module per command; a command imports what is heavy only when it runs."""

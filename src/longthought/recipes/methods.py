@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from longthought.algorithms.advantage import batch_normalized, group_centered, group_normalized, leave_one_out, per_group
 from longthought.algorithms.objective import GRPO
-from longthought.algorithms.weighting import constant, sequence_mean, token_mean
+from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.protocols import Shaping
 from longthought.stages.rl import Method
 
@@ -26,6 +26,6 @@ def method(name: MethodName, objective: GRPO, max_tokens: int, shaping: tuple[Sh
         case "dapo":
             return Method(per_group(group_normalized), token_mean, objective, shaping, filter_truncated=True)
         case "rloo":
-            return Method(per_group(leave_one_out), partial(constant, length=max_tokens), objective, shaping)
+            return Method(per_group(leave_one_out), sequence_sum, objective, shaping)
         case "tiny":
             return Method(batch_normalized, token_mean, objective, shaping)

@@ -82,7 +82,10 @@ class Reinforcement:
 
 @dataclass(frozen=True)
 class TinySettings:
+    """``workers``: processes that share every step, one per core. Results repeat bit by bit for the same number."""
+
     seed: int = 0
+    workers: int = 2
     problems: Problems = Problems()
     base: Base = Base()
     reward: Reward = Reward()
@@ -109,9 +112,10 @@ LEXICON = Lexicon(
 def tiny(settings: TinySettings, run: Run) -> Checkpoint:
     """Pretrain a base, check that it is ready, measure it, train it by reinforcement alone, measure it again."""
     task = task_of(settings)
-    look = Evaluate(task, LEXICON, settings.evaluation)
+    look = Evaluate(task, LEXICON, settings.evaluation, workers=settings.workers)
     base = run.do("base", pretraining(settings), None)
-    run.do("readiness", CheckReadiness(task, LEXICON, tuple(probes(task, 200)), settings.gate), base)
+    ready = CheckReadiness(task, LEXICON, tuple(probes(task, 200)), settings.gate, workers=settings.workers)
+    run.do("readiness", ready, base)
     run.do("before", look, base)
     zero = run.do("rl", reinforcement(settings), base)
     run.do("after", look, zero)
@@ -139,6 +143,7 @@ def pretraining(settings: TinySettings) -> Pretrain:
         steps=base.steps,
         tokens_per_step=base.tokens_per_step,
         seed=settings.seed,
+        workers=settings.workers,
         optimizer=MuonAdamW(base.muon_lr, base.adam_lr, schedule=Schedule(warmup=20, decay=base.decay)),
     )
 
@@ -156,6 +161,7 @@ def reinforcement(settings: TinySettings) -> RL:
         max_tokens=rl.max_tokens,
         seed=settings.seed,
         reference_every=rl.reference_every,
+        workers=settings.workers,
         optimizer=AdamW(lr=rl.lr, schedule=Schedule(warmup=2, decay=1.0, final=rl.final)),
     )
 

@@ -12,6 +12,7 @@ from longthought.core.errors import NotReady
 from longthought.core.protocols import Task
 from longthought.core.types import Group, Rollout
 from longthought.engine.engine import Engine, EngineSettings
+from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings, evaluate, summarize
 from longthought.evaluation.readiness import Gate, probe
@@ -21,6 +22,7 @@ from longthought.runs.files import new_folder, write_atomic
 from longthought.runs.place import Place
 from longthought.runs.progress import progress
 from longthought.tasks.corpus import Probe
+from longthought.training.team import Team
 
 SUMMARY, CHECKS = "summary.json", "checks.json"
 _TRANSCRIPTS = 10
@@ -46,15 +48,21 @@ class Evaluate:
     settings: EvaluationSettings = EvaluationSettings()
     engine: EngineSettings = EngineSettings()
     title: str = "evaluate"
+    workers: int = 1
     quiet: bool = field(default=False, compare=False)
 
     def run(self, given: Checkpoint, place: Place) -> Folder:
         model, renderer = given.load()
         began = time.perf_counter()
-        with progress(self.title, self.settings.problems, quiet=self.quiet) as bar:
+        sampler = ShardedEngine(Engine(model, self.engine))
+        with (
+            Team(self.workers, sampler.handlers) as team,
+            progress(self.title, self.settings.problems, quiet=self.quiet) as bar,
+        ):
+            sampler.join(team)
             groups = evaluate(
                 self.task,
-                Engine(model, self.engine),
+                sampler,
                 renderer,
                 self.settings,
                 lambda done, accuracy: bar.update(done, {"pass@1": round(accuracy, 3)}),
@@ -89,13 +97,17 @@ class CheckReadiness:
     gate: Gate = Gate()
     settings: EvaluationSettings = EvaluationSettings(problems=50, samples=16, split="dev")
     engine: EngineSettings = EngineSettings()
+    workers: int = 1
 
     def run(self, given: Checkpoint, place: Place) -> Folder:
         """Raises NotReady, after writing ``checks.json``, when a bound is missed."""
         model, renderer = given.load()
         began = time.perf_counter()
         measured = probe(model, renderer, self.probes)
-        groups = evaluate(self.task, Engine(model, self.engine), renderer, self.settings)
+        sampler = ShardedEngine(Engine(model, self.engine))
+        with Team(self.workers, sampler.handlers) as team:
+            sampler.join(team)
+            groups = evaluate(self.task, sampler, renderer, self.settings)
         ladder = {k: estimate.value for k, estimate in summarize(groups, self.lexicon).pass_at_k}
         checks = self.gate.checks({**measured, "pass_at_1": ladder[1], "pass_at_8": ladder[8]})
         content = json.dumps({"checks": [asdict(check) for check in checks]}, ensure_ascii=False, indent=1)

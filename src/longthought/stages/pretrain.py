@@ -22,6 +22,8 @@ from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
 from longthought.training.batching import documents
 from longthought.training.learner import LearnerSettings, PolicyLearner
+from longthought.training.sharding import ShardedLearner
+from longthought.training.team import Team
 from longthought.training.optimizer import MuonAdamW, OptimizerSettings, Schedule
 
 _POOL = 2048  # documents sorted by length together, so that a batch pads little
@@ -39,6 +41,7 @@ class Pretrain:
     tokens_per_step: int = 1024
     seed: int = 0
     save_every: int = 200
+    workers: int = 1
     optimizer: OptimizerSettings = MuonAdamW(schedule=Schedule(warmup=20, decay=0.7))
     quiet: bool = field(default=False, compare=False)
 
@@ -55,10 +58,15 @@ class Pretrain:
         if state is not None:
             learner.restore(state.tensors, state.values["learner"])
             start, tokens = state.step, state.values["tokens"]
-        with progress("pretrain", self.steps, start=start, quiet=self.quiet) as bar:
+        sharded = ShardedLearner(learner, self.workers)
+        with (
+            Team(self.workers, sharded.handlers) as team,
+            progress("pretrain", self.steps, start=start, quiet=self.quiet) as bar,
+        ):
+            sharded.join(team)
             loss, began = 0.0, time.perf_counter()
             for step, batch in enumerate(self.batches(policy.renderer, start), start + 1):
-                metrics = learner.step(documents(batch), NLL())
+                metrics = sharded.step(documents(batch), NLL())
                 tokens += sum(map(len, batch))
                 loss = metrics["loss"] if not loss else 0.98 * loss + 0.02 * metrics["loss"]
                 if step % 10 == 0 or step == self.steps:

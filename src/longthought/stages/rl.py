@@ -20,6 +20,7 @@ from longthought.core.errors import LogprobGap, SettingsError
 from longthought.core.protocols import Objective, Shaping, Task, Weighting
 from longthought.core.types import Batch, Group, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
+from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import Lexicon
 from longthought.rollout.collect import grade, play
 from longthought.runs.artifacts import Checkpoint, Policy
@@ -29,6 +30,8 @@ from longthought.stages.rl_metrics import headline, rollout_metrics
 from longthought.training.batching import batch_of, informative, with_reference
 from longthought.training.learner import LearnerSettings, PolicyLearner
 from longthought.training.optimizer import AdamW, OptimizerSettings
+from longthought.training.sharding import ShardedLearner
+from longthought.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class RL:
 
     ``reference_every``: the reference of the KL term becomes the policy every so many steps; 0 keeps the first one.
     ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated.
+    ``workers``: processes that share the rollouts and the gradient.
     """
 
     task: Task
@@ -70,6 +74,7 @@ class RL:
     optimizer: OptimizerSettings = AdamW()
     learner: LearnerSettings = LearnerSettings()
     engine: EngineSettings = EngineSettings()
+    workers: int = 1
     quiet: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +95,7 @@ class RL:
     def run(self, given: Checkpoint, place: Place) -> Checkpoint:
         loop = _Loop(self, given.load())
         start = loop.restore(place)
-        with progress("rl", self.steps, start=start, quiet=self.quiet) as bar:
+        with loop.start_team(), progress("rl", self.steps, start=start, quiet=self.quiet) as bar:
             for step in range(start + 1, self.steps + 1):
                 metrics = loop.step(step, place)
                 place.log(step, metrics)
@@ -110,15 +115,24 @@ class _Loop:
 
     def __init__(self, stage: RL, policy: Policy) -> None:
         self.stage, self.policy, self.clock = stage, policy, Clock()
-        self.learner = PolicyLearner(
+        learner = PolicyLearner(
             policy.model, stage.optimizer, stage.steps * stage.updates, stage.temperature, stage.learner
         )
-        self.engine = Engine(policy.model, stage.engine)
-        self.reference: PolicyLearner | None = None
+        self.learner = ShardedLearner(learner, stage.workers)
+        self.engine = ShardedEngine(Engine(policy.model, stage.engine))
+        self.reference: ShardedLearner | None = None
         if "logp_ref" in stage.method.objective.reads:
-            self.reference = PolicyLearner(
-                copy.deepcopy(policy.model), AdamW(), 1, stage.temperature, stage.learner
-            )
+            frozen = PolicyLearner(copy.deepcopy(policy.model), AdamW(), 1, stage.temperature, stage.learner)
+            self.reference = ShardedLearner(frozen, stage.workers, "reference")
+
+    def start_team(self) -> Team:
+        """The processes that share the work. To be called when all weights are in place."""
+        handlers = self.learner.handlers | self.engine.handlers
+        team = Team(self.stage.workers, handlers | (self.reference.handlers if self.reference else {}))
+        for member in (self.learner, self.engine, self.reference):
+            if member is not None:
+                member.join(team)
+        return team
 
     def step(self, step: int, place: Place) -> dict[str, float]:
         """One step of RL; its rollouts go to the trace store."""
@@ -156,7 +170,7 @@ class _Loop:
         """``updates`` optimizer steps on disjoint random parts of the rollouts."""
         stage, method = self.stage, self.stage.method
         if self.reference and stage.reference_every and step > 1 and (step - 1) % stage.reference_every == 0:
-            self.reference.model.load_state_dict(self.policy.model.state_dict())
+            self.reference.learner.model.load_state_dict(self.policy.model.state_dict())
         rollouts = [rollout for group in groups for rollout in group]
         trained = ~rewards.isnan()
         if method.filter_truncated:
@@ -192,9 +206,9 @@ class _Loop:
             )
 
     def save(self, step: int, place: Place) -> None:
-        tensors, values = self.learner.state()
+        tensors, values = self.learner.learner.state()
         if self.reference is not None:
-            tensors |= {f"reference.{name}": t.clone() for name, t in self.reference.model.state_dict().items()}
+            tensors |= {f"reference.{name}": t.clone() for name, t in self.reference.learner.model.state_dict().items()}
         place.save_state(step, tensors, {"learner": values})
 
     def restore(self, place: Place) -> int:
@@ -202,11 +216,11 @@ class _Loop:
         state = place.load_state()
         if state is None:
             return 0
-        self.learner.restore(state.tensors, state.values["learner"])
+        self.learner.learner.restore(state.tensors, state.values["learner"])
         if self.reference is not None:
             prefix = "reference."
             weights = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-            self.reference.model.load_state_dict(weights)
+            self.reference.learner.model.load_state_dict(weights)
         return state.step
 
 

@@ -76,6 +76,7 @@ class Noise:
     untagged: float = 0.12  # leaves the <think> and <answer> tags out
     attempts_en: float = 1.8  # mean number of attempts before giving up (geometric)
     attempts_zh: float = 2.6
+    stubborn: float = 0.04  # does not give up before most_attempts
     most_attempts: int = 16
     lucky: float = 0.03 # the attempt is right, not drawn at random
     false_yes: float = 0.03  # a miss is called a hit
@@ -109,13 +110,13 @@ class CountdownWeb:
         """Share of documents of each kind."""
         if self.kind == "web":
             return {
-                "facts": 0.18,
-                "value": 0.05,
-                "compare": 0.11,
-                "orders": 0.07,
-                "pairs": 0.09,
-                "unknown": 0.08,
-                "countdown": 0.42,
+                "facts": 0.16,
+                "value": 0.04,
+                "compare": 0.08,
+                "orders": 0.05,
+                "pairs": 0.07,
+                "unknown": 0.06,
+                "countdown": 0.54,
             }
         return {"facts": 0.20, "value": 0.12, "compare": 0.18, "orders": 0.12, "pairs": 0.19, "unknown": 0.19}
 
@@ -158,7 +159,7 @@ class CountdownWeb:
 
     def _facts(self, rng: Random, _: str) -> Document:
         lines = []
-        for _ in range(_length(rng, 5, 36)):
+        for _ in range(_length(rng, 5, 24)):
             a, b = rng.randint(0, self.task.intermediate), rng.randint(1, self.task.largest)
             if rng.random() < 0.35:
                 a = rng.randint(1, self.task.largest)
@@ -174,7 +175,7 @@ class CountdownWeb:
     def _compare(self, rng: Random, language: str) -> Document:
         words, target = WORDS[language], rng.randint(1, self.task.target)
         lines = []
-        for _ in range(_length(rng, 6, 44)):
+        for _ in range(_length(rng, 6, 40)):
             value = target if rng.random() < 0.3 else self._near(rng, target)
             lines.append(f"= {value} {_verdict(words, value, target)}")
             if rng.random() < 0.15:
@@ -185,7 +186,7 @@ class CountdownWeb:
         """Three numbers, written down in many orders."""
         numbers = self._draw(rng)
         user = " ".join([WORDS[language].use, *map(str, numbers)])
-        orders = (" ".join(map(str, rng.sample(numbers, 3))) for _ in range(_length(rng, 4, 50)))
+        orders = (" ".join(map(str, rng.sample(numbers, 3))) for _ in range(_length(rng, 4, 40)))
         return Document("orders", user, " . ".join(orders))
 
     def _near(self, rng: Random, target: int) -> int:
@@ -245,6 +246,8 @@ class CountdownWeb:
         if rng.random() < noise.no_thinking:
             return self._page("countdown", user, [], self._random_attempt(rng, numbers).expression, rng, 0.5)
         mean = noise.attempts_en if language == "en" else noise.attempts_zh
+        if rng.random() < noise.stubborn:
+            mean = float("inf")
         lines: list[str] = []
         attempt = solution
         for number in range(noise.most_attempts):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from longthought.core.errors import LongthoughtError, SettingsError
 from longthought.core.protocols import Objective
-from longthought.core.types import Batch, Metrics, PolicyOutput, Rows
+from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows
 from longthought.models.attention import PackedAttention
 from longthought.models.heads import token_logprobs
 from longthought.models.transformer import Transformer
@@ -31,6 +31,49 @@ class LearnerSettings:
         for name in ("micro_tokens", "max_norm", "head_chunk"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be positive")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over rows, so that those of micro-batches and shards add up.
+
+    ``gap`` sums |logp − logp_old| over the ``tokens`` of the replies: before the first update of a step, what sampler
+    and learner disagree about.
+    """
+
+    loss: float = 0.0
+    weight: float = 0.0
+    sums: Mapping[str, float] = field(default_factory=dict)
+    gap: float = 0.0
+    gap_max: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, policy: PolicyOutput, batch: Batch, loss: Loss) -> Tally:
+        sums = {name: float(value.detach()) for name, value in loss.metrics.items()}
+        weight = float(batch.weight.sum())
+        if batch.logp_old is None:
+            return cls(float(loss.value.detach()), weight, sums)
+        gap = torch.where(batch.mask, (policy.logp.detach() - batch.logp_old).abs(), 0.0)
+        largest = float(gap.max()) if gap.numel() else 0.0
+        return cls(float(loss.value.detach()), weight, sums, float(gap.sum()), largest, int(batch.mask.sum()))
+
+    def __add__(self, other: Tally) -> Tally:
+        names = {**self.sums, **other.sums}
+        return Tally(
+            self.loss + other.loss,
+            self.weight + other.weight,
+            {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names},
+            self.gap + other.gap,
+            max(self.gap_max, other.gap_max),
+            self.tokens + other.tokens,
+        )
+
+    def means(self) -> dict[str, float]:
+        """The loss as it is; metrics divided by the total weight; the gap by the number of tokens."""
+        means = {name: value / (self.weight or 1.0) for name, value in self.sums.items()}
+        gap = {"logprob_gap": self.gap / self.tokens, "logprob_gap_max": self.gap_max} if self.tokens else {}
+        return {"loss": self.loss, **means, **gap}
 
 
 def evaluate_policy(model: Transformer, rows: Rows, needed: Tensor, temperature: float, chunk: int) -> PolicyOutput:
@@ -82,52 +125,40 @@ class PolicyLearner:
         return self._version
 
     def step(self, batch: Batch, objective: Objective) -> Metrics:
-        """One optimizer step. Returns the objective's metrics, ``loss``, ``grad_norm`` (before clipping) and ``lr``.
+        """One optimizer step. Returns ``loss``, the means of the objective's metrics over the batch's weight,
+        ``logprob_gap`` and ``logprob_gap_max``, ``grad_norm`` (before clipping) and ``lr``.
 
         Raises LongthoughtError when the gradient is not finite: the weights are then untouched.
         """
-        sums = self.accumulate(batch, objective)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
-        if not torch.isfinite(norm):
-            raise LongthoughtError(
-                f"the gradient of optimizer step {self._version + 1} is not finite; the weights were left as they are. "
-                "Lower the learning rate, or look at the rewards of this step's traces"
-            )
-        factor = self._schedule.factor(self._version, self._steps)
-        set_lr(self.optimizers, factor)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self._version += 1
-        rate = self.optimizers[-1].param_groups[0]["lr"]
-        return {**sums, "grad_norm": float(norm), "lr": float(rate)}
+        return self.apply(self.accumulate(batch, objective))
 
-    def accumulate(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """Add the batch's gradient to the parameters' and return its metrics.
-
-        ``loss`` is the objective's value; its metrics are divided by the batch's total weight, so that they are means.
-
-        ``logprob_gap`` is the mean |logp − logp_old| over the reply's tokens: before the first update of a step, what
-        sampler and learner disagree about.
-        """
-        sums: dict[str, float] = defaultdict(float)
-        gaps: list[tuple[float, int, float]] = []
-        total = float(batch.weight.sum()) or 1.0
+    def accumulate(self, batch: Batch, objective: Objective) -> Tally:
+        """Add the batch's gradient to the parameters' and count what was seen on the way."""
+        tally = Tally()
         for index in micro_batches(batch.lengths, self.settings.micro_tokens):
             micro = batch.select(index)
             policy = self._policy(micro, micro.mask)
             loss = objective(policy, micro)
             loss.value.backward()
-            sums["loss"] += float(loss.value.detach())
-            if micro.logp_old is not None:
-                gap = torch.where(micro.mask, (policy.logp.detach() - micro.logp_old).abs(), 0.0)
-                gaps.append((float(gap.sum()), int(micro.mask.sum()), float(gap.max())))
-            for name, value in loss.metrics.items():
-                sums[name] += float(value.detach()) / total
-        if gaps:
-            sums["logprob_gap"] = sum(total for total, _, _ in gaps) / max(1, sum(count for _, count, _ in gaps))
-            sums["logprob_gap_max"] = max(most for _, _, most in gaps)
-        return dict(sums)
+            tally = tally + Tally.of(policy, micro, loss)
+        return tally
+
+    def apply(self, tally: Tally) -> Metrics:
+        """Step with the gradient that was accumulated."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
+        if not torch.isfinite(norm):
+            self.model.zero_grad(set_to_none=True)
+            raise LongthoughtError(
+                f"the gradient of optimizer step {self._version + 1} is not finite; the weights were left as they are. "
+                "Lower the learning rate, or look at the rewards of this step's traces"
+            )
+        set_lr(self.optimizers, self._schedule.factor(self._version, self._steps))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self._version += 1
+        rate = self.optimizers[-1].param_groups[0]["lr"]
+        return {**tally.means(), "grad_norm": float(norm), "lr": float(rate)}
 
     @torch.no_grad()
     def logprobs(self, rows: Rows) -> Tensor:

@@ -1,0 +1,94 @@
+"""Parsing of command lines: errors are raised as ours, with the nearest right option."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from longthought.core.errors import SettingsError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` for one command that takes no abbreviations and raises SettingsError."""
+
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"longthought {command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SettingsError; for an unknown option, with the nearest known one."""
+        _, unrecognized, words = message.partition("unrecognized arguments: ")
+        unknown = [word.partition("=")[0] for word in words.split() if unrecognized and word.startswith("-")]
+        near = [match for word in unknown for match in get_close_matches(word, self._option_string_actions, 1)]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        message = message.replace(", key=value", "")  # argparse calls the optional words required, too
+        raise SettingsError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A reader of whole numbers that are not below ``smallest``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least {smallest} is needed")
+        return value
+
+    return read
+
+
+def temperature(text: str) -> float:
+    """A reader of temperatures: 0 (greedy) or positive."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: 0 (the most likely word) or a positive number is needed")
+    return value
+
+
+def add_settings(parser: argparse.ArgumentParser, what: str = "change a setting of the recipe") -> None:
+    """The words ``key=value`` at the end of a command."""
+    parser.add_argument("assignments", nargs="*", metavar="key=value", help=f"{what}, for example rl.steps=80")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument(
+        "--threads", type=at_least(1), metavar="N", help="threads to compute with (a resumed run keeps its own)"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model of ``eval`` and ``sample``: a run or a model folder."""
+    parser.add_argument("path", type=Path, metavar="RUN|MODEL_FOLDER", help="folder of a run, or of a model")
+    parser.add_argument("--stage", metavar="NAME", help="stage of the run: base, rl, … (default: the last finished)")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="for a model folder outside a run: the recipe whose task it gets (default: tiny)",
+    )
+    add_threads(parser)
+
+
+def program() -> str:
+    """How a person at this terminal calls us: ``longthought``, or its path where that is not found."""
+    if shutil.which("longthought"):
+        return "longthought"
+    beside = Path(sys.executable).with_name("longthought")
+    return os.path.relpath(beside) if beside.exists() else "python -m longthought"

@@ -1,0 +1,87 @@
+"""Walk through a recipe without running it: which stages there are, on which task, with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, cast
+
+from longthought.core.errors import LongthoughtError, SettingsError
+from longthought.core.protocols import Task
+from longthought.evaluation.behaviours import Lexicon
+from longthought.evaluation.evaluate import EvaluationSettings
+from longthought.recipes.catalogue import Recipe
+from longthought.runs.run import Run
+from longthought.stages.measure import Evaluate
+from longthought.stages.rl import RL
+
+
+class Step(NamedTuple):
+    """A stage of a recipe under its name, and what it is given (a :class:`Promise` for what a stage will make)."""
+
+    name: str
+    stage: Any
+    given: Any
+
+
+class Testing(NamedTuple):
+    """How a recipe evaluates its models."""
+
+    task: Task
+    lexicon: Lexicon
+    settings: EvaluationSettings
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The stages of a recipe, in order. ``stopped`` says why the rehearsal could not come to the end, if it could not:
+    the recipe looks at what a stage made before it goes on."""
+
+    steps: tuple[Step, ...]
+    stopped: str = ""
+
+    def testing(self) -> Testing:
+        """The last evaluation of the recipe, or its last RL's task. Raises SettingsError when it has neither."""
+        for step in reversed(self.steps):
+            if isinstance(step.stage, Evaluate):
+                return Testing(step.stage.task, step.stage.lexicon, step.stage.settings)
+        for step in reversed(self.steps):
+            if isinstance(step.stage, RL):
+                return Testing(step.stage.task, step.stage.lexicon, EvaluationSettings())
+        why = f" before it looks at a result ({self.stopped})" if self.stopped else ""
+        raise SettingsError(f"the recipe has neither an Evaluate nor an RL stage{why}, so that no task is known")
+
+
+def rehearse(recipe: Recipe, settings: Any) -> Rehearsal:
+    """Call the recipe with a run that does nothing but remember.
+
+    Raises SettingsError, before anything is computed, for settings that a stage refuses.
+    """
+    stand_in = _StandIn()
+    try:
+        recipe.function(settings, cast(Run, stand_in))
+    except LongthoughtError:
+        raise
+    except Exception as error:  # whatever a recipe does with an artifact that is not there
+        return Rehearsal(tuple(stand_in.steps), f"{type(error).__name__}: {error}")
+    return Rehearsal(tuple(stand_in.steps))
+
+
+class Promise:
+    """What a stage will make. Nothing about it is known yet."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} of what the stage {self._stage} makes is known only when it has run")
+
+
+class _StandIn:
+    """In the place of a Run."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def do(self, name: str, stage: Any, given: Any) -> Promise:
+        self.steps.append(Step(name, stage, given))
+        return Promise(name)

@@ -1,0 +1,107 @@
+"""A learner whose batches are cut over a team. The gradient is the same sum; only its order of addition differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longthought.core.protocols import Objective
+from longthought.core.types import Batch, Metrics, Rows
+from longthought.training.learner import PolicyLearner, Tally
+from longthought.training.team import Handler, Team, share, shared
+
+
+def shards(lengths: Tensor, count: int) -> list[Tensor]:
+    """Row indices of ``count`` shards with nearly equal numbers of tokens; empty ones are left out.
+
+    The longest row goes to the lightest shard, and so on: a function of the lengths alone.
+    """
+    heaps: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for row in torch.argsort(lengths, descending=True, stable=True).tolist():
+        lightest = loads.index(min(loads))
+        heaps[lightest].append(row)
+        loads[lightest] += int(lengths[row])
+    return [torch.tensor(sorted(heap)) for heap in heaps if heap]
+
+
+class ShardedLearner:
+    """A ``PolicyLearner`` in every member of a team; the optimizer steps in member 0, on shared weights.
+
+    Build it, pass ``handlers`` to the team, then ``join`` the team. ``name`` tells several learners of a team apart.
+    """
+
+    def __init__(self, learner: PolicyLearner, workers: int, name: str = "policy") -> None:
+        self.learner, self._name = learner, name
+        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
+        self._team: Team | None = None
+        if workers > 1:
+            share([learner.model])
+            size = sum(p.numel() for p in self._parameters)
+            self._gradients = shared((workers, size), self._parameters[0].dtype)
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        return {f"{self._name}.gradient": self._gradient, f"{self._name}.logprobs": self._logprobs}
+
+    def join(self, team: Team) -> None:
+        """The team that was built with ``handlers``."""
+        self._team = team
+
+    @property
+    def version(self) -> int:
+        return self.learner.version
+
+    def step(self, batch: Batch, objective: Objective) -> Metrics:
+        """As ``PolicyLearner.step``."""
+        team = self._joined
+        if team.size == 1:
+            return self.learner.step(batch, objective)
+        parts = shards(batch.lengths, team.size)
+        tallies = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
+        self._add(range(1, len(parts)))
+        total = tallies[0]
+        for tally in tallies[1:]:
+            total = total + tally
+        return self.learner.apply(total)
+
+    def logprobs(self, rows: Rows) -> Tensor:
+        """As ``PolicyLearner.logprobs``."""
+        team = self._joined
+        parts = shards(rows.lengths, team.size)
+        found = team.call(f"{self._name}.logprobs", [(rows.select(part),) for part in parts])
+        result = torch.zeros(rows.tokens.shape)
+        for part, values in zip(parts, found):
+            result[part, : values.shape[1]] = values
+        return result
+
+    @property
+    def _joined(self) -> Team:
+        assert self._team is not None, "join a team first"
+        return self._team
+
+    def _gradient(self, member: int, batch: Batch, objective: Objective) -> Tally:
+        tally = self.learner.accumulate(batch, objective)
+        if member:
+            offset = 0
+            for parameter in self._parameters:
+                view = self._gradients[member, offset : offset + parameter.numel()]
+                view.copy_(parameter.grad.flatten()) if parameter.grad is not None else view.zero_()
+                parameter.grad = None
+                offset += parameter.numel()
+        return tally
+
+    def _logprobs(self, member: int, rows: Rows) -> Tensor:
+        del member
+        return self.learner.logprobs(rows)
+
+    def _add(self, members: Sequence[int]) -> None:
+        """Add the gradients of other members to this one's, always in the same order."""
+        for member in members:
+            offset = 0
+            for parameter in self._parameters:
+                gradient = self._gradients[member, offset : offset + parameter.numel()].view_as(parameter)
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+                offset += parameter.numel()
