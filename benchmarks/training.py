@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rollout import random_model, theirs
 
-from longthought.algorithms.objective import clipped_surrogate, GRPO
+from longthought.algorithms.objective import GRPO, clipped_surrogate
 from longthought.algorithms.weighting import token_mean
 from longthought.core.types import Batch, rows_of
 from longthought.training.learner import LearnerSettings, PolicyLearner

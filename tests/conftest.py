@@ -1,6 +1,8 @@
-"""Shapes and types of annotations are executed by the tests."""
+"""Shapes in annotations are executed by the tests."""
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,8 +10,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from longthought.models.config import ModelConfig
-from longthought.models.transformer import Transformer, initialize
+from executable_annotations import install, unchecked
+
+install()  # before anything of the package is imported
+
+from longthought.models.config import ModelConfig  # noqa: E402
+from longthought.models.transformer import Transformer, initialize  # noqa: E402
+
+WITHOUT_CHECKS = frozenset({"test_advantage.test_refusals", "test_advantage.test_batch_normalized_degenerate"})
+"""Tests that pass wrong shapes on purpose: what they ask for is the package's own refusal."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    name = f"{item.path.stem}.{getattr(item, 'originalname', '')}"
+    with unchecked() if name in WITHOUT_CHECKS else nullcontext():
+        return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")

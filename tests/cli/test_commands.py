@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,40 @@ class Asked(Countdown):
 def recipe(settings: TinySettings, run: Run) -> None:
     run.do("look", Evaluate(Asked(), LEXICON, settings.evaluation), None)
 """
+
+
+SMALL = (
+    "base.width=32",
+    "base.steps=40",
+    "base.tokens_per_step=256",
+    "rl.steps=2",
+    "rl.prompts=2",
+    "rl.samples=2",
+    "rl.max_tokens=12",
+    "evaluation.problems=3",
+    "evaluation.samples=2",
+    "evaluation.max_tokens=12",
+    "gate.fact=0",
+    "gate.hit=0",
+    "gate.miss=1",
+    "gate.pass_at_1=[0,1]",
+    "gate.pass_at_8=0",
+)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder made by ``longthought quickstart``, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    words = [sys.executable, "-m", "longthought", "quickstart", "--threads", "1", *SMALL]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    return folder / "runs" / "quickstart", done
+
+
+@pytest.fixture
+def run(quickstart: tuple[Path, object], tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoiled."""
+    return Path(shutil.copytree(quickstart[0], tmp_path / "run"))
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -268,7 +303,9 @@ def test_one_flipped_byte_of_a_model(run: Path, capsys: Capture) -> None:
 def test_plan_states_the_arithmetic(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longthought.cli.probe.SECONDS", 0.01)
     words = ["rl.steps=7", "rl.prompts=3", "rl.samples=5", "rl.updates=2", "rl.max_tokens=10", "base.width=32"]
-    assert main(["plan", "tiny", "--threads", "1", *words, "base.steps=9", "rl.beta=0.1"]) == 0
+    words += ["base.steps=9", "base.tokens_per_step=1024", "rl.beta=0.1"]
+    words += ["evaluation.problems=200", "evaluation.samples=64"]
+    assert main(["plan", "tiny", "--threads", "1", *words]) == 0
     out = capsys.readouterr().out
     assert "3 groups a step × 5 samples = 15 answers a step" in out
     assert "7, with 105 answers in all" in out

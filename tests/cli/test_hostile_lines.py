@@ -1,4 +1,4 @@
-"""Command lines that are wrong, and recipes that misbehave: a plain message, never a traceback for what is not our bug."""
+"""Command lines that are wrong, and recipes that misbehave: a plain message, and a traceback only for a bug."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from longthought.cli.launch import command_of, default_out
 from longthought.cli.main import NOT_READY, STOPPED, main
 from longthought.cli.rehearsal import rehearse
-from longthought.cli.threads import physical_cores
 from longthought.core.errors import SettingsError
 from longthought.recipes.catalogue import Recipe, find
 from longthought.runs.record import Record
@@ -91,6 +90,7 @@ def recipe(tmp_path: Path) -> str:
         ("run tiny rl.steps=3 rl.steps=4", "set twice"),
         ("run tiny steps", "write key=value"),
         ("run tiny rl.samples=1", "at least 2"),
+        ("run tiny --threads 2", "set workers=1"),
         ("run tiny rl.reference_every=3", "changes nothing"),
         ("run tiny --settings nowhere.yaml", "nowhere.yaml cannot be read"),
         ("quickstart extra", "write key=value"),
@@ -229,7 +229,3 @@ def test_default_folders(recipe: str) -> None:
     assert default_out(found, found.settings).name.startswith("mine-")
     assert default_out(found, found.settings) != default_out(found, override(found.settings, ["what=x"]))
     assert default_out(find(f"{recipe}:curious"), found.settings).name.startswith("mine-curious-")
-
-
-def test_there_is_a_core() -> None:
-    assert physical_cores() >= 1

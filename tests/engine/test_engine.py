@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import tiny_model
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Completion, Finish, SamplingParams, rows_of
 from longthought.engine.engine import Engine, EngineSettings

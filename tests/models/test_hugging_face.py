@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model
 
+from conftest import tiny_model
 from longthought.core.errors import CheckpointError, SettingsError
 from longthought.core.types import Message
 from longthought.models.attention import PackedAttention

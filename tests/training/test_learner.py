@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import tiny_model
 from longthought.algorithms.objective import CISPO, GRPO, GSPO, NLL, MirrorDescent
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.errors import LongthoughtError, SettingsError

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_learner import ragged_batch
 
+from conftest import tiny_model
 from longthought.algorithms.objective import GRPO
 from longthought.core.errors import LongthoughtError, SettingsError
 from longthought.core.types import SamplingParams

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from longthought.core.errors import SettingsError
@@ -34,10 +35,10 @@ float32 that of sixteen times 0.97 is not 0.
 class BatchAdvantage(Protocol):
     """Credit over the batch of a step: rewards (N,) and the group number of each, (N,) int64 → (N,)."""
 
-    def __call__(self, rewards: Tensor, group: Tensor, /) -> Tensor: ...
+    def __call__(self, rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], /) -> Float[Tensor, " n"]: ...
 
 
-def group_normalized(r: Tensor) -> Tensor:
+def group_normalized(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
     """GRPO: Aᵢ = (rᵢ - mean r) / (std r + 1e-6), (G,) → (G,).
 
     A group of equal rewards gives exact zeros. Raises SettingsError when G < 2.
@@ -48,7 +49,7 @@ def group_normalized(r: Tensor) -> Tensor:
     return (gap / (deviation + EPSILON)).to(_float_dtype(r))
 
 
-def group_centered(r: Tensor) -> Tensor:
+def group_centered(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
     """Dr. GRPO and Kimi k1.5: Aᵢ = rᵢ - mean r, (G,) → (G,).
 
     A group of equal rewards gives exact zeros. Raises SettingsError when G < 2.
@@ -58,7 +59,7 @@ def group_centered(r: Tensor) -> Tensor:
     return _gaps(r)[0].to(_float_dtype(r))
 
 
-def leave_one_out(r: Tensor) -> Tensor:
+def leave_one_out(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
     """RLOO: Aᵢ = rᵢ - mean of the other rewards = n / (n - 1) · (rᵢ - mean r) with n rewards present, (G,) → (G,).
 
     A group of equal rewards gives exact zeros. Raises SettingsError when G < 2. The gradient is unbiased.
@@ -68,7 +69,7 @@ def leave_one_out(r: Tensor) -> Tensor:
     return (gap * (count / max(count - 1, 1))).to(_float_dtype(r))
 
 
-def batch_normalized(rewards: Tensor, group: Tensor) -> Tensor:
+def batch_normalized(rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """REINFORCE++-baseline: (rᵢ - mean of its group) / (std of these gaps over the batch + 1e-6), (N,), (N,) → (N,).
 
     Unlike ``group_normalized`` it does not blow up groups that are almost all right or almost all wrong. Groups of
@@ -89,7 +90,7 @@ class PerGroup:
 
     credit: Advantage
 
-    def __call__(self, rewards: Tensor, group: Tensor, /) -> Tensor:
+    def __call__(self, rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], /) -> Float[Tensor, " n"]:
         if rewards.dim() != 1 or rewards.shape != group.shape:
             shapes = f"{tuple(rewards.shape)} and {tuple(group.shape)}"
             raise SettingsError(f"rewards and group numbers must both have shape (N,), got {shapes}")
@@ -106,8 +107,13 @@ def per_group(credit: Advantage) -> BatchAdvantage:
 
 
 def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, mask: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+    rewards: Float[Tensor, "n t"],
+    values: Float[Tensor, "n t"],
+    next_values: Float[Tensor, "n t"],
+    mask: Bool[Tensor, "n t"],
+    gamma: float,
+    lam: float,
+) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
     """Generalized advantage estimation: (advantages, returns), (N, T) each, 0 where ``mask`` is False.
 
     δₜ = rₜ + γ V(sₜ₊₁) - V(sₜ),  Aₜ = δₜ + γλ Aₜ₊₁,  Rₜ = Aₜ + V(sₜ), where t + 1 is the *next masked* token: tokens

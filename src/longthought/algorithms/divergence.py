@@ -16,33 +16,34 @@ gradients: arXiv:2506.09477, arXiv:2510.01555):
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 LIMIT = 20.0
 """Log-ratios are clamped to ±LIMIT before ``exp``: e²⁰ = 5e8 is finite in float32, and so is its square."""
 
 
-def log_ratio(logp: Tensor, other: Tensor) -> Tensor:
+def log_ratio(logp: Float[Tensor, "*n"], other: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """log π - log π_other, same shape, float32 or wider."""
     return _wide(logp) - _wide(other)
 
 
-def ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
+def ratio(logp: Float[Tensor, "*n"], logp_old: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """ρ = π / π_old, same shape; the gradient stops where the log-ratio is beyond ±LIMIT."""
     return log_ratio(logp, logp_old).clamp(-LIMIT, LIMIT).exp()
 
 
-def k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
+def k1(logp: Float[Tensor, "*n"], logp_ref: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """d = log π - log π_ref. As a loss its expected gradient is zero; put it, detached, into the reward instead."""
     return log_ratio(logp, logp_ref)
 
 
-def k2(logp: Tensor, logp_ref: Tensor) -> Tensor:
+def k2(logp: Float[Tensor, "*n"], logp_ref: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """d² / 2. As a loss its expected gradient is ∇KL(π‖π_ref), the reverse KL, when the tokens come from π."""
     return log_ratio(logp, logp_ref).square() / 2
 
 
-def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+def k3(logp: Float[Tensor, "*n"], logp_ref: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """e⁻ᵈ - 1 + d ≥ 0, d clamped to ±LIMIT. GRPO's KL term (DeepSeekMath, arXiv:2402.03300, equation 4).
 
     Its value estimates KL(π‖π_ref); as a loss its expected gradient is ∇KL(π_ref‖π), the *forward* KL.
@@ -51,7 +52,9 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.expm1(-d) + d
 
 
-def k3_corrected(logp: Tensor, logp_old: Tensor, logp_ref: Tensor) -> Tensor:
+def k3_corrected(
+    logp: Float[Tensor, "*n"], logp_old: Float[Tensor, "*n"], logp_ref: Float[Tensor, "*n"]
+) -> Float[Tensor, "*n"]:
     """ρ · k3 with ρ = π / π_old not detached, for tokens sampled from π_old.
 
     As a loss its expected gradient is ∇KL(π‖π_ref), the reverse KL, whatever π_old was. Where a clamp binds, the
@@ -62,7 +65,7 @@ def k3_corrected(logp: Tensor, logp_old: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.where(inside, product, product.detach())
 
 
-def forward_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+def forward_kl(logits_p: Float[Tensor, "*n v"], logits_q: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
     """KL(p‖q) = Σ p (log p - log q) over the last axis, (..., V), (..., V) → (...).
 
     p is the target (teacher), q the model: q must cover all that p does. A logit of -inf in p is a forbidden token and
@@ -75,7 +78,7 @@ def forward_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     return (log_p.exp() * gap).sum(-1)
 
 
-def reverse_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+def reverse_kl(logits_p: Float[Tensor, "*n v"], logits_q: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
     """KL(q‖p) for the same arguments as ``forward_kl``: q may choose one mode of p."""
     return forward_kl(logits_q, logits_p)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from longthought.algorithms.divergence import LIMIT, k3, log_ratio, ratio
@@ -29,7 +30,9 @@ from longthought.core.errors import SettingsError
 from longthought.core.types import Batch, Loss, PolicyOutput
 
 
-def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+def clipped_surrogate(
+    logp: Float[Tensor, "n t"], logp_old: Float[Tensor, "n t"], advantage: Float[Tensor, "n t"], low: float, high: float
+) -> Float[Tensor, "n t"]:
     """PPO: min(ρA, clip(ρ, 1 - low, 1 + high) A) per token, to be maximised. All (N, T).
 
     Source: Schulman et al., arXiv:1707.06347, equation 7; low ≠ high: DAPO, arXiv:2503.14476, equation 10.

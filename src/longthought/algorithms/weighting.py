@@ -14,17 +14,18 @@ out leaves the denominator too. A mask without tokens gives zeros.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longthought.core.errors import SettingsError
 
 
-def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
+def weighted_sum(x: Float[Tensor, "*n"], weight: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
     """Σ weight · x over everything, where weight 0 wins against NaN and infinity in ``x``. Scalar."""
     return torch.where(weight != 0, x * weight, 0.0).sum()
 
 
-def sequence_mean(mask: Tensor) -> Tensor:
+def sequence_mean(mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """1 / (N |oᵢ|): every reply counts the same, so a token of a long reply counts less. Sums to 1.
 
     Source: GRPO, DeepSeekMath, arXiv:2402.03300, equation 3.
@@ -33,7 +34,7 @@ def sequence_mean(mask: Tensor) -> Tensor:
     return _divide(mask, _rows(mask) * tokens)
 
 
-def token_mean(mask: Tensor) -> Tensor:
+def token_mean(mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """1 / Σ|oⱼ|: every token of the step counts the same. Sums to 1.
 
     Source: DAPO, arXiv:2503.14476, equation 12.
@@ -41,7 +42,7 @@ def token_mean(mask: Tensor) -> Tensor:
     return _divide(mask, mask.sum())
 
 
-def sequence_sum(mask: Tensor) -> Tensor:
+def sequence_sum(mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """1 / N: the log-probability of a reply is the sum over its tokens. Sums to the mean length.
 
     Source: REINFORCE; RLOO, arXiv:2402.14740; Kimi k1.5, arXiv:2501.12599, equation 3.
@@ -49,7 +50,7 @@ def sequence_sum(mask: Tensor) -> Tensor:
     return _divide(mask, _rows(mask))
 
 
-def constant(mask: Tensor, length: int) -> Tensor:
+def constant(mask: Bool[Tensor, "n t"], length: int) -> Float[Tensor, "n t"]:
     """1 / (N · length), ``length`` a fixed number of tokens such as the limit of generation, never the padded width.
 
     Raises SettingsError when length < 1. As a Weighting: ``functools.partial(constant, length=1024)``.

@@ -40,19 +40,24 @@ def execute(arguments: Namespace) -> int:
     from longthought.cli.subject import subject
     from longthought.cli.threads import set_threads
     from longthought.engine.engine import Engine
+    from longthought.engine.sharding import ShardedEngine
     from longthought.evaluation.evaluate import evaluate, summarize
     from longthought.runs.progress import progress
+    from longthought.training.team import Team
 
     model = subject(arguments.path, arguments.stage, arguments.recipe, arguments.assignments)
-    set_threads(arguments.threads or model.threads)
+    threads = set_threads(arguments.threads or model.threads)
     policy = model.checkpoint.load()
     testing = model.testing()
     settings = _settings(testing.settings, arguments)
     began = time.perf_counter()
-    with progress("evaluate", settings.problems) as bar:
+    sampler = ShardedEngine(Engine(policy.model))
+    workers = testing.workers if threads == 1 else 1  # the answers are the same for any number of them
+    with Team(workers, sampler.handlers) as team, progress("evaluate", settings.problems) as bar:
+        sampler.join(team)
         groups = evaluate(
             testing.task,
-            Engine(policy.model),
+            sampler,
             policy.renderer,
             settings,
             lambda done, accuracy: bar.update(done, {"pass@1": round(accuracy, 3)}),

@@ -15,7 +15,7 @@ from rich.console import Console
 from longthought.cli.parser import program
 from longthought.cli.rehearsal import Rehearsal, rehearse
 from longthought.cli.reporting import write
-from longthought.cli.threads import set_threads
+from longthought.cli.threads import check_threads, set_threads
 from longthought.core.errors import LongthoughtError, NotReady, RunDamaged, RunError
 from longthought.evaluation.headline import sentence
 from longthought.evaluation.report import terminal_summary
@@ -28,7 +28,7 @@ from longthought.runs.tracking import TensorBoard
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be run, where and how. ``threads`` None: those that the run had, or one per core."""
+    """What is to be run, where and how. ``threads`` None: those that the run had, or the default."""
 
     recipe: Recipe
     settings: Any
@@ -83,7 +83,7 @@ def launch(order: Order) -> Record:
     if is_finished(order, rehearsal):
         print(f"{order.out} is finished; nothing is left to do.")
     else:
-        _work(order)
+        _work(order, rehearsal)
     return Record.read(order.out)
 
 
@@ -125,8 +125,9 @@ def is_finished(order: Order, rehearsal: Rehearsal) -> bool:
     return True
 
 
-def _work(order: Order) -> None:
+def _work(order: Order, rehearsal: Rehearsal) -> None:
     threads = set_threads(order.threads or _recorded_threads(order.out))
+    check_threads(rehearsal, threads)
     run = SpokenRun.open(
         order.out,
         recipe=order.recipe.name,

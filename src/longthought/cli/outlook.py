@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from longthought.cli.probe import RLRate, pretraining_rate, rl_rate
 from longthought.cli.rehearsal import Rehearsal, Step
-from longthought.engine.engine import EngineSettings
-from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.models.config import ModelConfig
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.state import KEPT
@@ -54,7 +52,7 @@ class _Machine:
         self.rate: RLRate | None = None
 
 
-def outlook(rehearsal: Rehearsal, threads: int) -> str:
+def outlook(rehearsal: Rehearsal) -> str:
     """Sections for every stage, the total, and what was assumed."""
     found = _Machine()
     found.rate = _rate(rehearsal, found)
@@ -65,7 +63,7 @@ def outlook(rehearsal: Rehearsal, threads: int) -> str:
         total = Span(sum(t.usual for t in times), sum(t.most for t in times))
         unknown = [s.title for s in sections if s.time is None]
         rest = f" (without {', '.join(unknown)})" if unknown else ""
-        blocks.append(f"in all{rest}: {_span(total)}, {threads} thread{'s' if threads > 1 else ''}")
+        blocks.append(f"in all{rest}: {_span(total)}")
     if rehearsal.stopped:
         blocks.append(
             f"The recipe looks at a result before it goes on; later stages are not known ({rehearsal.stopped})."
@@ -93,7 +91,7 @@ def _section(step: Step, found: _Machine) -> Section:
     if isinstance(stage, RL):
         return _rl(title, stage, found)
     if isinstance(stage, Evaluate | CheckReadiness):
-        return _evaluation(title, stage.settings, stage.engine, found)
+        return _evaluation(title, stage, found)
     return Section(title, [("", "nothing is known about the cost of this stage")])
 
 
@@ -105,9 +103,9 @@ def _pretraining(title: str, stage: Pretrain) -> Section:
     weights = config.parameters() * _FLOAT
     lines = [
         ("model", _shape(config)),
-        ("optimizer steps", f"{stage.steps:,}, one micro-batch each"),
+        ("optimizer steps", f"{stage.steps:,}, one micro-batch in each of {_workers(stage.workers)}"),
         ("tokens", f"at most {stage.steps * stage.tokens_per_step:,} ({stage.tokens_per_step:,} a step)"),
-        ("memory", _training_memory(weights, rate.optimizer)),
+        ("memory", _training_memory(weights, 0, rate.optimizer, stage.workers)),
         ("head chunk", _head_chunk(config, LearnerSettings().head_chunk)),
         ("disk", f"model {_size(weights)}; training states {KEPT} × {_size(weights + rate.optimizer)}"),
         ("speed", f"{1 / rate.seconds:,.1f} steps/s, {stage.tokens_per_step / rate.seconds:,.0f} tokens/s"),
@@ -132,9 +130,13 @@ def _rl(title: str, stage: RL, found: _Machine) -> Section:
     row = rate.prompt + limit
     micro = math.ceil(replies / stage.updates * row / stage.learner.micro_tokens)
     lines += [
-        ("micro-batches", f"at most {micro:,} of {stage.learner.micro_tokens:,} tokens an optimizer step"),
-        ("memory", _training_memory(weights + reference, rate.optimizer)),
-        ("key/value cache", _cache(config, stage.engine, replies, math.ceil(row))),
+        (
+            "micro-batches",
+            f"at most {micro:,} of {stage.learner.micro_tokens:,} tokens an optimizer step, "
+            f"shared by {_workers(stage.workers)}",
+        ),
+        ("memory", _training_memory(weights, reference, rate.optimizer, stage.workers)),
+        ("key/value cache", _cache(config, stage, replies, math.ceil(row))),
         ("head chunk", _head_chunk(config, stage.learner.head_chunk)),
         ("disk", _rl_disk(stage, weights, rate.optimizer + reference)),
         ("speed", f"sampling {rate.sampled:,.0f} tokens/s, training {rate.trained:,.0f} tokens/s"),
@@ -151,7 +153,8 @@ def _rl_disk(stage: RL, weights: int, rest: int) -> str:
     return f"model {_size(weights)}; training states {KEPT} × {_size(weights + rest)}; traces at most {_size(traced)}"
 
 
-def _evaluation(title: str, settings: EvaluationSettings, engine: EngineSettings, found: _Machine) -> Section:
+def _evaluation(title: str, stage: Evaluate | CheckReadiness, found: _Machine) -> Section:
+    settings = stage.settings
     replies = settings.problems * settings.samples
     tokens = replies * settings.max_tokens
     lines = [
@@ -161,7 +164,7 @@ def _evaluation(title: str, settings: EvaluationSettings, engine: EngineSettings
     if found.policy is None or found.rate is None:
         return Section(title, lines)
     width = math.ceil(found.rate.prompt) + settings.max_tokens
-    lines.append(("key/value cache", _cache(found.policy.model.config, engine, replies, width)))
+    lines.append(("key/value cache", _cache(found.policy.model.config, stage, replies, width)))
     seconds = tokens / found.rate.sampled
     return Section(title, lines, Span(seconds * _SHARE, seconds))
 
@@ -173,13 +176,19 @@ def _shape(config: ModelConfig) -> str:
     )
 
 
-def _training_memory(weights: int, optimizer: int) -> str:
-    return f"weights {_size(weights)}, gradients {_size(weights)}, optimizer {_size(optimizer)}"
+def _training_memory(weights: int, reference: int, optimizer: int, workers: int) -> str:
+    parts = [f"weights {_size(weights)}", f"gradients {_size(workers * weights)}", f"optimizer {_size(optimizer)}"]
+    return ", ".join([*parts, *([f"reference {_size(reference)}"] if reference else [])])
 
 
-def _cache(config: ModelConfig, engine: EngineSettings, replies: int, width: int) -> str:
-    """What ``SlotCache`` allocates: keys and values of every layer for all that is sampled together."""
-    slots, width = min(engine.slots, replies), min(width, config.max_position_embeddings)
+def _workers(count: int) -> str:
+    return f"{count} processes" if count > 1 else "one process"
+
+
+def _cache(config: ModelConfig, stage: RL | Evaluate | CheckReadiness, replies: int, width: int) -> str:
+    """What the ``SlotCache`` of all processes hold: keys and values of every layer for all that is sampled together."""
+    slots = stage.workers * min(stage.engine.slots, math.ceil(replies / stage.workers))
+    width = min(width, config.max_position_embeddings)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _FLOAT
     return f"{_size(slots * width * per_token)} ({slots:,} answers together × {width:,} tokens)"
 

@@ -70,7 +70,10 @@ def add_settings(parser: argparse.ArgumentParser, what: str = "change a setting 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
     parser.add_argument(
-        "--threads", type=at_least(1), metavar="N", help="threads to compute with (a resumed run keeps its own)"
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="threads of each process (default: those that the run had, or 1: cores are used by more processes)",
     )
 
 

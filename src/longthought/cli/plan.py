@@ -27,14 +27,15 @@ def execute(arguments: Namespace) -> int:
     """Rehearse the recipe, measure for some seconds, print."""
     from longthought.cli.outlook import outlook
     from longthought.cli.rehearsal import rehearse
-    from longthought.cli.threads import set_threads
+    from longthought.cli.threads import check_threads, set_threads
     from longthought.recipes.catalogue import find
     from longthought.runs.settings import from_yaml, override
 
     recipe = find(arguments.recipe)
     settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
     settings = override(settings, arguments.assignments)
-    threads = set_threads(arguments.threads)
+    rehearsal = rehearse(recipe, settings)
+    check_threads(rehearsal, set_threads(arguments.threads))
     print("measuring …", file=sys.stderr, flush=True)
-    print(outlook(rehearse(recipe, settings), threads))
+    print(outlook(rehearsal))
     return 0

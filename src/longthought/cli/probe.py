@@ -1,23 +1,26 @@
-"""Two seconds of the real work on this machine, with the actual settings and an untrained model."""
+"""Some seconds of the real work on this machine, with the actual settings and an untrained model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from longthought.algorithms.objective import NLL
-from longthought.core.types import Group, SamplingParams, TokenIds
+from longthought.core.protocols import Sampler
+from longthought.core.types import Batch, Group, SamplingParams, TokenIds
 from longthought.engine.engine import Engine
+from longthought.engine.sharding import ShardedEngine
 from longthought.rollout.collect import collect
 from longthought.runs.artifacts import Policy
 from longthought.stages.pretrain import Pretrain
 from longthought.stages.rl import RL
 from longthought.training.batching import batch_of, documents, with_reference
 from longthought.training.learner import LearnerSettings, PolicyLearner
+from longthought.training.sharding import ShardedLearner
+from longthought.training.team import Team
 
 SECONDS = 1.0  # for each of: pretraining, sampling and training in RL
 _DOCUMENTS = 64
@@ -47,46 +50,69 @@ def pretraining_rate(stage: Pretrain, policy: Policy) -> PretrainingRate:
     pages = [stage.corpus.document(index) for index in range(_DOCUMENTS)]
     read = [policy.renderer.document(page.user, page.text) for page in pages]
     reading = (time.perf_counter() - began) / sum(map(len, read))
-    batch: list[TokenIds] = []
-    room = stage.tokens_per_step
-    while room >= len(read[len(batch) % len(read)]):
-        batch.append(read[len(batch) % len(read)])
-        room -= len(batch[-1])
-    batch = batch or read[:1]
+    chosen = _filled(read, stage.tokens_per_step)
+    batch = documents(chosen)
     settings = LearnerSettings(max(2048, stage.tokens_per_step))
     learner = PolicyLearner(policy.model, stage.optimizer, stage.steps, settings=settings)
-    learner.step(documents(batch), NLL())  # the first one allocates
-    began, steps = time.perf_counter(), 0
-    while not steps or time.perf_counter() - began < SECONDS:
-        learner.step(documents(batch), NLL())
-        steps += 1
-    each = (time.perf_counter() - began) / steps
-    return PretrainingRate(each + reading * sum(map(len, batch)), _optimizer_bytes(learner))
+    sharded = ShardedLearner(learner, stage.workers)
+    with Team(stage.workers, sharded.handlers) as team:
+        sharded.join(team)
+        each = _seconds(lambda: sharded.step(batch, NLL()))
+    return PretrainingRate(each + reading * sum(map(len, chosen)), _optimizer_bytes(learner))
 
 
 def rl_rate(stage: RL, policy: Policy) -> RLRate:
     """Time real rollouts and optimizer steps on them."""
-    groups, seconds = _sampled(stage, policy)
-    rollouts = [rollout for group in groups for rollout in group]
-    tokens = sum(len(r.completion.token_ids) for r in rollouts)
-    laid_out = sum(len(r.prompt) + len(r.completion.token_ids) for r in rollouts)
-    advantages = torch.linspace(-1, 1, len(rollouts))
-    batch = batch_of(rollouts, advantages, stage.method.weighting, torch.ones(len(rollouts), dtype=torch.bool))
     learner = PolicyLearner(
         policy.model, stage.optimizer, stage.steps * stage.updates, stage.temperature, stage.learner
     )
+    sharded, sampler = ShardedLearner(learner, stage.workers), ShardedEngine(Engine(policy.model, stage.engine))
+    with Team(stage.workers, sharded.handlers | sampler.handlers) as team:
+        sharded.join(team)
+        sampler.join(team)
+        groups, sampling = _sampled(stage, policy, sampler)
+        batch = _batch(stage, groups)
+
+        def step() -> None:
+            full = batch
+            if "logp_ref" in stage.method.objective.reads:
+                full = with_reference(batch, sharded.logprobs(batch))
+            sharded.step(full, stage.method.objective)
+
+        training = _seconds(step)
+    rollouts = [rollout for group in groups for rollout in group]
+    tokens, prompts = (sum(map(len, part)) for part in zip(*((r.completion.token_ids, r.prompt) for r in rollouts)))
+    prompt = prompts / len(rollouts)
+    return RLRate(tokens / sampling, (prompts + tokens) / training, prompt, _optimizer_bytes(learner))
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    """Of one step, as the mean over ``SECONDS`` of them; the first one, which allocates, does not count."""
+    step()
     began, steps = time.perf_counter(), 0
     while not steps or time.perf_counter() - began < SECONDS:
-        if "logp_ref" in stage.method.objective.reads:
-            batch = with_reference(batch, learner.logprobs(batch))
-        learner.step(batch, stage.method.objective)
+        step()
         steps += 1
-    trained = laid_out * steps / (time.perf_counter() - began)
-    prompt = sum(len(r.prompt) for r in rollouts) / len(rollouts)
-    return RLRate(tokens / seconds, trained, prompt, _optimizer_bytes(learner))
+    return (time.perf_counter() - began) / steps
 
 
-def _sampled(stage: RL, policy: Policy) -> tuple[list[Group], float]:
+def _filled(read: list[TokenIds], room: int) -> list[TokenIds]:
+    """Documents, repeated if there are too few, of together at most ``room`` tokens, and at least one."""
+    batch: list[TokenIds] = []
+    while room >= len(read[len(batch) % len(read)]):
+        batch.append(read[len(batch) % len(read)])
+        room -= len(batch[-1])
+    return batch or read[:1]
+
+
+def _batch(stage: RL, groups: list[Group]) -> Batch:
+    """As an RL step makes it, with advantages of every size."""
+    rollouts = [rollout for group in groups for rollout in group]
+    advantages = torch.linspace(-1, 1, len(rollouts))
+    return batch_of(rollouts, advantages, stage.method.weighting, torch.ones(len(rollouts), dtype=torch.bool))
+
+
+def _sampled(stage: RL, policy: Policy, sampler: Sampler) -> tuple[list[Group], float]:
     """Graded rollouts and the seconds that they took; answers grow until this takes long enough to tell."""
     count = max(1, min(stage.prompts, _REPLIES // stage.samples))
     problems = [stage.task.problem("train", index) for index in range(count)]
@@ -94,7 +120,7 @@ def _sampled(stage: RL, policy: Policy) -> tuple[list[Group], float]:
     while True:
         params = SamplingParams(min(stage.samples, _REPLIES), length, stage.temperature)
         began = time.perf_counter()
-        groups = collect(stage.task, problems, Engine(policy.model, stage.engine), policy.renderer, params)
+        groups = collect(stage.task, problems, sampler, policy.renderer, params)
         seconds = time.perf_counter() - began
         if seconds >= SECONDS / 2 or length == stage.max_tokens:
             return groups, seconds
@@ -102,5 +128,5 @@ def _sampled(stage: RL, policy: Policy) -> tuple[list[Group], float]:
 
 
 def _optimizer_bytes(learner: PolicyLearner) -> int:
-    tensors: Sequence[Tensor] = [t for name, t in learner.state()[0].items() if name.startswith("optimizer.")]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    tensors = [tensor for name, tensor in learner.state()[0].items() if name.startswith("optimizer.")]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -10,7 +10,9 @@ from longthought.cli.parser import Parser, add_settings, add_threads
 RECIPE = "tiny"
 OUT, QUICK_OUT = Path("runs/quickstart"), Path("runs/quickstart-quick")
 QUICK = {
-    "base.steps": "1000",
+    "base.width": "64",
+    "base.steps": "800",
+    "base.tokens_per_step": "1024",
     "rl.steps": "10",
     "rl.prompts": "8",
     "rl.samples": "8",

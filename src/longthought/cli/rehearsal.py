@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, cast
 
 from longthought.core.errors import LongthoughtError, SettingsError
@@ -24,11 +25,12 @@ class Step(NamedTuple):
 
 
 class Testing(NamedTuple):
-    """How a recipe evaluates its models."""
+    """How a recipe evaluates its models, and with how many processes."""
 
     task: Task
     lexicon: Lexicon
     settings: EvaluationSettings
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,15 @@ class Rehearsal:
         """The last evaluation of the recipe, or its last RL's task. Raises SettingsError when it has neither."""
         for step in reversed(self.steps):
             if isinstance(step.stage, Evaluate):
-                return Testing(step.stage.task, step.stage.lexicon, step.stage.settings)
+                return Testing(step.stage.task, step.stage.lexicon, step.stage.settings, step.stage.workers)
         for step in reversed(self.steps):
             if isinstance(step.stage, RL):
-                return Testing(step.stage.task, step.stage.lexicon, EvaluationSettings())
+                return Testing(step.stage.task, step.stage.lexicon, EvaluationSettings(), step.stage.workers)
         why = f" before it looks at a result ({self.stopped})" if self.stopped else ""
         raise SettingsError(f"the recipe has neither an Evaluate nor an RL stage{why}, so that no task is known")
 
 
+@lru_cache(maxsize=8)
 def rehearse(recipe: Recipe, settings: Any) -> Rehearsal:
     """Call the recipe with a run that does nothing but remember.
 

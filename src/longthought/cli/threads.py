@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
-MOST = 2
-"""Models of a few hundred thousand weights do not gain from more."""
+from longthought.cli.rehearsal import Rehearsal
+from longthought.core.errors import SettingsError
+
+DEFAULT_THREADS = 1
+"""Tiny models gain nothing from threads inside an operation; the cores are used by processes (``workers``)."""
 
 
 def set_threads(wanted: int | None) -> int:
-    """Compute with ``wanted`` threads, or, for None, with one per physical core and at most ``MOST``; returns them."""
-    threads = wanted or min(MOST, physical_cores())
+    """Compute with ``wanted`` threads, or ``DEFAULT_THREADS`` for None; returns them."""
+    threads = wanted or DEFAULT_THREADS
     torch.set_num_threads(threads)
     return threads
 
 
-def physical_cores() -> int:
-    """Cores that this process may use; hyperthreads of one core count once where the system tells."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            siblings.add(file.read_text(encoding="ascii").strip())
-        except OSError:
-            siblings.add(str(cpu))
-    return max(1, len(siblings))
+def check_threads(rehearsal: Rehearsal, threads: int) -> None:
+    """Raises SettingsError, before anything is written, when several processes would have several threads each."""
+    for step in rehearsal.steps:
+        workers = getattr(step.stage, "workers", 1)
+        if workers > 1 and threads > 1:
+            raise SettingsError(
+                f"the stage {step.name} works with {workers} processes of one thread each: "
+                f"leave out --threads {threads}, or set workers=1"
+            )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -140,8 +140,8 @@ class Rows:
     def select(self, index: Tensor) -> Self:
         """The rows named by ``index`` (n,), every column cut alike, padding trimmed to their longest."""
         width = int(self.lengths[index].max()) if len(index) else 0
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: _cut(column, index, width) for name, column in columns.items()})
+        columns: dict[str, Any] = {f.name: _cut(getattr(self, f.name), index, width) for f in fields(self)}
+        return type(self)(**columns)
 
 
 def _cut(column: Tensor | None, index: Tensor, width: int) -> Tensor | None:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -18,7 +19,7 @@ def sample_key(seed: int, prompt: Sequence[int], sample: int) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
 
-def uniforms(key: int, count: int) -> Tensor:
+def uniforms(key: int, count: int) -> Float64[Tensor, " {count}"]:
     """``count`` numbers in (0, 1), float64: SplitMix64 (Steele et al., 2014) at counters key + 1·γ, key + 2·γ, …"""
     with np.errstate(over="ignore"):
         z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
@@ -28,7 +29,9 @@ def uniforms(key: int, count: int) -> Tensor:
     return torch.from_numpy(((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 
-def draw(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Float[Tensor, "r v"], u: Float[Tensor, " r"], temperature: float
+) -> tuple[Int64[Tensor, " r"], Float32[Tensor, " r"]]:
     """Tokens from softmax(logits / T) by inverting its distribution function at u, and their log-probs.
 
     temperature 0 takes the most likely token; its log-prob is then reported at T = 1.

@@ -48,7 +48,7 @@ class Scheduler:
         return not self.waiting and all(row is None for row in self.slots)
 
     def admit(self) -> list[tuple[int, Row]]:
-        """Fill the free slots: pairs (slot, row). Waits until an eighth of the slots are free, to admit many at once."""
+        """Fill free slots: pairs (slot, row). Waits until an eighth of the slots are free, to admit many at once."""
         free = [slot for slot, row in enumerate(self.slots) if row is None]
         if not self.waiting or len(free) < min(len(self.waiting), max(1, len(self.slots) // 8)):
             return []

@@ -70,9 +70,9 @@ def report_data(record: Record) -> ReportData:
     stages = _read(record.path, lambda: {stage.name: stage.path for stage in record.stages()}, folders)
     metrics = _log(stages.get(RL), METRICS)
     steps = metrics[-1]["step"] if metrics else None
-    asked = _json(stages.get(RL), (STAGE,), lambda found: dict(found["stage"]), nothing)
-    before = _json(stages.get(BEFORE), SUMMARIES, dict, nothing)
-    after = _json(stages.get(AFTER), SUMMARIES, dict, nothing)
+    asked = _json(stages.get(RL), (STAGE,), lambda found: _mapping(found["stage"]), nothing)
+    before = _json(stages.get(BEFORE), SUMMARIES, _mapping, nothing)
+    after = _json(stages.get(AFTER), SUMMARIES, _mapping, nothing)
     timings = {name: _log(path, TIMINGS) for name, path in stages.items()}
     launch = record.launches[-1]
     return ReportData(
@@ -115,6 +115,12 @@ def _json(stage: Path | None, names: Sequence[str], read: Callable[[Any], T], de
     if found is None:
         return default
     return _read(found, lambda: read(json.loads(found.read_text(encoding="utf-8"))), default)
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise TypeError(f"a JSON object is needed, not {type(found).__name__}")
+    return found
 
 
 def _log(stage: Path | None, name: str) -> list[dict[str, Any]]:

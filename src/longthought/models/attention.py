@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -32,19 +33,21 @@ class PackedAttention:
         self._slot = row * self.width + self.positions
         self._full = bool((sizes == self.width).all())
 
-    def pad(self, x: Tensor) -> Tensor:
+    def pad(self, x: Shaped[Tensor, "s ..."]) -> Shaped[Tensor, "{self.rows} {self.width} ..."]:
         """(S, …) → (rows, width, …), zeros where a row has ended."""
         if self._full:
             return x.view(self.rows, self.width, *x.shape[1:])
         padded = x.new_zeros(self.rows * self.width, *x.shape[1:]).index_copy(0, self._slot, x)
         return padded.view(self.rows, self.width, *x.shape[1:])
 
-    def pack(self, x: Tensor) -> Tensor:
+    def pack(self, x: Shaped[Tensor, "{self.rows} {self.width} ..."]) -> Shaped[Tensor, "s ..."]:
         """(rows, width, …) → (S, …)."""
         flat = x.reshape(self.rows * self.width, *x.shape[2:])
         return flat if self._full else flat.index_select(0, self._slot)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+    def __call__(
+        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
+    ) -> Float[Tensor, "s h c"]:
         q, k, v = (self.pad(x).transpose(1, 2) for x in (q, k, v))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return self.pack(out.transpose(1, 2))

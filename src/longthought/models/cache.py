@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -19,7 +20,9 @@ class SlotCache:
     ``length`` (slots,) counts the tokens stored; the step's own token is stored by the call.
     """
 
-    def __init__(self, config: ModelConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (config.num_hidden_layers, slots, config.num_key_value_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -42,7 +45,9 @@ class SlotCache:
         """Count the tokens that the step has stored. (Free slots drift; they stay within the cache.)"""
         self.length = (self.length + 1).clamp_(max=self.keys.shape[3] - 1)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+    def __call__(
+        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
+    ) -> Float[Tensor, "s h c"]:
         assert self._mask is not None, "begin_step comes first"
         keys, values = self.keys[layer], self.values[layer]
         keys[self._row, :, self.length] = k
@@ -53,7 +58,7 @@ class SlotCache:
         out = scaled_dot_product_attention(grouped, keys[:, :, :width], values[:, :, :width], attn_mask=self._mask)
         return out.flatten(1, 2)
 
-    def fill(self, slots: Tensor, prompts: Prefill, rows: Tensor) -> None:
+    def fill(self, slots: Int[Tensor, " n"], prompts: Prefill, rows: Int[Tensor, " n"]) -> None:
         """Put the prompt ``rows[i]`` of a prefill into ``slots[i]``."""
         width = prompts.width
         for layer, (k, v) in enumerate(prompts.stored):
@@ -61,7 +66,7 @@ class SlotCache:
             self.values[layer, slots, :, :width] = v[rows]
         self.length[slots] = prompts.sizes[rows]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Drop every slot but ``rows``, which move to the front."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.length, self._row = self.length[rows], self._row[: len(rows)]
@@ -75,6 +80,8 @@ class Prefill(PackedAttention):
         self.sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
         self.stored: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+    def __call__(
+        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
+    ) -> Float[Tensor, "s h c"]:
         self.stored.append((self.pad(k).transpose(1, 2), self.pad(v).transpose(1, 2)))
         return super().__call__(layer, q, k, v)

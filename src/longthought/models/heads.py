@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -55,8 +56,12 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, chunk: int = 1024
-) -> tuple[Tensor, Tensor]:
+    hidden: Float[Tensor, "s d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " s"],
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
     """log softmax(h Wᵀ / T)[target] and the entropy in nats of that softmax, both (S,), float32 or wider.
 
     hidden: (S, D) states that predict; weight: (V, D) head; targets: (S,). Memory: chunk × V, not S × V.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
@@ -19,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
         return rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -38,7 +39,14 @@ class SelfAttention(nn.Module):
         self.q_norm: nn.Module = RMSNorm(c, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(c, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
+    def forward(
+        self,
+        layer: int,
+        x: Float[Tensor, "s d"],
+        cos: Float[Tensor, "s 1 c"],
+        sin: Float[Tensor, "s 1 c"],
+        attend: Attention,
+    ) -> Float[Tensor, "s d"]:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         out: Tensor = self.o_proj(attend(layer, q, k, v).flatten(-2))
@@ -55,12 +63,14 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(d, f, bias=False)
         self.down_proj = nn.Linear(f, d, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
         out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class Block(nn.Module):
+    """One layer: attention, then the feed-forward net, each behind a norm and added to the stream."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
@@ -68,7 +78,14 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
+    def forward(
+        self,
+        layer: int,
+        x: Float[Tensor, "s d"],
+        cos: Float[Tensor, "s 1 c"],
+        sin: Float[Tensor, "s 1 c"],
+        attend: Attention,
+    ) -> Float[Tensor, "s d"]:
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -91,8 +108,8 @@ class Transformer(nn.Module):
     only ``attend`` knows which token may look at which.
     """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Float[Tensor, "t c"]
+    sin: Float[Tensor, "t c"]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,7 +122,9 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention) -> Tensor:
+    def forward(
+        self, tokens: Int[Tensor, " s"], positions: Int[Tensor, " s"], attend: Attention
+    ) -> Float[Tensor, "s d"]:
         """Hidden states after the last norm.  tokens, positions: (S,) int64 → (S, D)."""
         x = self.model.embed_tokens(tokens)
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, TypeAlias
 
-from longthought.algorithms.advantage import batch_normalized, group_centered, group_normalized, leave_one_out, per_group
+from longthought.algorithms.advantage import (
+    batch_normalized,
+    group_centered,
+    group_normalized,
+    leave_one_out,
+    per_group,
+)
 from longthought.algorithms.objective import GRPO
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.protocols import Shaping

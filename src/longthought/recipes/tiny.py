@@ -39,10 +39,10 @@ class Base:
     """Pretraining. ``width`` is the one dial of the model's size; ``corpus=pure`` has no document of the task."""
 
     corpus: Literal["web", "pure"] = "web"
-    width: int = 64
-    steps: int = 6000
-    tokens_per_step: int = 1024
-    muon_lr: float = 0.03
+    width: int = 96
+    steps: int = 4500
+    tokens_per_step: int = 1536
+    muon_lr: float = 0.025
     adam_lr: float = 8e-3
     decay: float = 0.7
 
@@ -66,12 +66,12 @@ class Reinforcement:
     """GRPO and its kin. ``steps`` × ``prompts`` problems × ``samples`` replies; ``updates`` optimizer steps on each."""
 
     method: MethodName = "tiny"
-    steps: int = 150
+    steps: int = 120
     prompts: int = 16
     samples: int = 16
     updates: int = 2
-    max_tokens: int = 224
-    lr: float = 1.5e-3
+    max_tokens: int = 256
+    lr: float = 7e-4
     final: float = 0.2
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -135,6 +135,7 @@ def task_of(settings: TinySettings) -> Countdown:
 
 
 def pretraining(settings: TinySettings) -> Pretrain:
+    """The base: a transformer and the corpus that it reads."""
     base, task = settings.base, task_of(settings)
     return Pretrain(
         corpus=CountdownWeb(task, base.corpus, settings.seed),
@@ -149,6 +150,7 @@ def pretraining(settings: TinySettings) -> Pretrain:
 
 
 def reinforcement(settings: TinySettings) -> RL:
+    """The RL stage: the task, the algorithm, and their budgets."""
     rl = settings.rl
     return RL(
         task=task_of(settings),

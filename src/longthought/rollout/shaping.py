@@ -40,7 +40,7 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Overlong:
-    """DAPO's soft punishment (arXiv:2503.14476, equation 13): falls from 0 to −weight over the last ``cache`` tokens."""
+    """DAPO's soft punishment (arXiv:2503.14476, equation 13): from 0 to −weight over the last ``cache`` tokens."""
 
     maximum: int
     cache: int

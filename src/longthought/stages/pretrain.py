@@ -22,9 +22,9 @@ from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
 from longthought.training.batching import documents
 from longthought.training.learner import LearnerSettings, PolicyLearner
+from longthought.training.optimizer import MuonAdamW, OptimizerSettings, Schedule
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
-from longthought.training.optimizer import MuonAdamW, OptimizerSettings, Schedule
 
 _POOL = 2048  # documents sorted by length together, so that a batch pads little
 

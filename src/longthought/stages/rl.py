@@ -65,7 +65,7 @@ class RL:
     prompts: int = 16
     samples: int = 16
     updates: int = 2
-    max_tokens: int = 224
+    max_tokens: int = 256
     temperature: float = 1.0
     seed: int = 0
     reference_every: int = 0
@@ -84,7 +84,9 @@ class RL:
         if self.samples < 2:
             raise SettingsError(f"rl: samples={self.samples}: a group needs at least 2 replies to have a baseline")
         if self.updates > self.prompts * self.samples:
-            raise SettingsError(f"rl: updates={self.updates} exceed the {self.prompts * self.samples} replies of a step")
+            raise SettingsError(
+                f"rl: updates={self.updates} exceed the {self.prompts * self.samples} replies of a step"
+            )
         if self.temperature <= 0:
             raise SettingsError(f"rl: temperature={self.temperature}: must be positive")
         if self.reference_every and "logp_ref" not in self.method.objective.reads:

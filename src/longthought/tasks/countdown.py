@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,6 +102,15 @@ class Countdown:
             return grade(answer, numbers, target)
 
         return [grade_reply(reply, verify, self.format_weight) for reply in replies]
+
+    def parse(self, prompt: str) -> Problem | None:
+        """The problem that a prompt of this task states, of any split and solvable or not; None for other text."""
+        for language in self.languages:
+            pattern = PROMPTS[language].format(numbers=r"(?P<numbers>\d+(?: \d+)*)", target=r"(?P<target>\d+)")
+            found = re.fullmatch(pattern, " ".join(prompt.split()), re.ASCII)
+            if found:
+                return self._stated([int(n) for n in found["numbers"].split()], int(found["target"]), language)
+        return None
 
     def reachable(self, numbers: Sequence[int]) -> dict[int, str]:
         """Every target in 1..``target`` that a chain of ``numbers`` reaches, with one such chain as expression."""

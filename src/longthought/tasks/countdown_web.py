@@ -72,13 +72,13 @@ class Attempt(NamedTuple):
 class Noise:
     """How badly the pages of the web search. Probabilities, unless said otherwise."""
 
-    no_thinking: float = 0.12  # answers at once
-    untagged: float = 0.12  # leaves the <think> and <answer> tags out
-    attempts_en: float = 1.8  # mean number of attempts before giving up (geometric)
-    attempts_zh: float = 2.6
+    no_thinking: float = 0.14  # answers at once
+    untagged: float = 0.14  # leaves the <think> and <answer> tags out
+    attempts_en: float = 1.6  # mean number of attempts before giving up (geometric)
+    attempts_zh: float = 2.3
     stubborn: float = 0.04  # does not give up before most_attempts
     most_attempts: int = 16
-    lucky: float = 0.03 # the attempt is right, not drawn at random
+    lucky: float = 0.02  # the attempt is right, not drawn at random
     false_yes: float = 0.03  # a miss is called a hit
     false_no: float = 0.01  # a hit is called a miss
     slip: float = 0.01  # a result is off by a little
@@ -110,15 +110,22 @@ class CountdownWeb:
         """Share of documents of each kind."""
         if self.kind == "web":
             return {
-                "facts": 0.16,
+                "facts": 0.27,
                 "value": 0.04,
                 "compare": 0.08,
                 "orders": 0.05,
-                "pairs": 0.07,
+                "pairs": 0.06,
                 "unknown": 0.06,
-                "countdown": 0.54,
+                "countdown": 0.44,
             }
-        return {"facts": 0.20, "value": 0.12, "compare": 0.18, "orders": 0.12, "pairs": 0.19, "unknown": 0.19}
+        return {
+            "facts": 0.30,
+            "value": 0.12,
+            "compare": 0.12,
+            "orders": 0.10,
+            "pairs": 0.18,
+            "unknown": 0.18,
+        }
 
     @property
     def description(self) -> str:
@@ -129,12 +136,14 @@ class CountdownWeb:
             "and Countdown with two numbers, all written with the words of a search (try, low, high, wait, yes). "
         )
         if self.kind == "pure":
-            return common + "No document combines three numbers to a target: the base has never seen the task of the RL."
+            return (
+                common + "No document combines three numbers to a target: the base has never seen the task of the RL."
+            )
         n = self.noise
         return common + (
-            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are "
-            f"drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric (mean {n.attempts_en:g} in "
-            f"English, {n.attempts_zh:g} in Chinese: the Chinese pages are the more persistent ones by design), "
+            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts "
+            f"are drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric (mean {n.attempts_en:g} "
+            f"in English, {n.attempts_zh:g} in Chinese: the Chinese pages are the more persistent ones by design), "
             f"{n.no_thinking:.0%} answer without a thought, {n.untagged:.0%} lack the tags, {n.false_yes:.0%} of the "
             f"misses are called hits, {n.unfaithful:.0%} of the answers are not the last attempt. "
             "This is pretraining on noisy text about the task, not fine-tuning on solutions. "
@@ -159,7 +168,7 @@ class CountdownWeb:
 
     def _facts(self, rng: Random, _: str) -> Document:
         lines = []
-        for _ in range(_length(rng, 5, 24)):
+        for _number in range(_length(rng, 6, 20)):
             a, b = rng.randint(0, self.task.intermediate), rng.randint(1, self.task.largest)
             if rng.random() < 0.35:
                 a = rng.randint(1, self.task.largest)
@@ -347,4 +356,3 @@ def _verdict(words: Words, value: int, target: int) -> str:
     if value == target:
         return words.yes
     return words.low if value < target else words.high
-

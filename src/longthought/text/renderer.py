@@ -49,8 +49,9 @@ class PlainRenderer:
         return (*start, *self.tokenizer.encode(text), self.tokenizer.id_of(END))
 
     def text(self, completion: TokenIds) -> str:
-        """What the model wrote, special tokens left out."""
-        return self.tokenizer.decode(completion)
+        """What the model wrote, without the end token. Any other special token that it emitted is shown."""
+        ended = bool(completion) and completion[-1] in self.stop_tokens
+        return self.tokenizer.decode(completion[:-1] if ended else completion)
 
     def _turns(self, messages: Sequence[Message]) -> TokenIds:
         ids = [self.tokenizer.id_of(BEGIN)]

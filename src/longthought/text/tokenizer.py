@@ -26,7 +26,6 @@ class Tokenizer:
     def __init__(self, backend: Backend, special: Sequence[str]) -> None:
         self._backend = backend
         self.special = tuple(special)
-        self._special_ids = frozenset(self.id_of(token) for token in special)
         backend.encode_special_tokens = True
 
     @classmethod
@@ -69,8 +68,8 @@ class Tokenizer:
         return tuple(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return str(self._backend.decode([i for i in ids if i not in self._special_ids], skip_special_tokens=True))
+        """Text of token ids. Special tokens are shown, so that a model cannot say anything that nobody sees."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def save(self, folder: Path, chat_template: str, end: str, begin: str | None = None) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json`` as ``AutoTokenizer`` reads them."""

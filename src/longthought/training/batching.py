@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longthought.core.protocols import Weighting
 from longthought.core.types import Batch, Rollout, TokenIds, rows_of
 
 
-def batch_of(rollouts: Sequence[Rollout], advantages: Tensor, weighting: Weighting, trained: Tensor) -> Batch:
+def batch_of(
+    rollouts: Sequence[Rollout],
+    advantages: Float[Tensor, " n"],
+    weighting: Weighting,
+    trained: Bool[Tensor, " n"],
+) -> Batch:
     """Lay rollouts out as rows: prompt, then reply.
 
     advantages: (N,), shared by the tokens of a reply.  trained: (N,) bool; a reply that is not trained leaves the loss
@@ -40,7 +46,7 @@ def informative(batch: Batch) -> Batch:
     return batch.select(((batch.advantage != 0) & (batch.weight != 0)).any(1).nonzero().squeeze(-1))
 
 
-def with_reference(batch: Batch, logp_ref: Tensor) -> Batch:
+def with_reference(batch: Batch, logp_ref: Float[Tensor, "n t"]) -> Batch:
     """The batch with the reference's log-probs, (N, T)."""
     return replace(batch, logp_ref=logp_ref)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from longthought.core.errors import LongthoughtError, SettingsError
@@ -76,7 +77,9 @@ class Tally:
         return {"loss": self.loss, **means, **gap}
 
 
-def evaluate_policy(model: Transformer, rows: Rows, needed: Tensor, temperature: float, chunk: int) -> PolicyOutput:
+def evaluate_policy(
+    model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], temperature: float, chunk: int
+) -> PolicyOutput:
     """log π(token | tokens before) and the entropy there, for the tokens in ``needed``; zero elsewhere.
 
     rows: N sequences; needed: (N, T) bool, never true at t = 0, which nothing predicts → two (N, T) tensors.
@@ -161,7 +164,7 @@ class PolicyLearner:
         return {**tally.means(), "grad_norm": float(norm), "lr": float(rate)}
 
     @torch.no_grad()
-    def logprobs(self, rows: Rows) -> Tensor:
+    def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """log π of every token but the first (which is 0), (N, T)."""
         result = torch.zeros(rows.tokens.shape)
         for index in micro_batches(rows.lengths, self.settings.micro_tokens):
@@ -171,7 +174,7 @@ class PolicyLearner:
             result[index, : micro.tokens.shape[1]] = self._policy(micro, needed).logp.float()
         return result
 
-    def _policy(self, rows: Rows, needed: Tensor) -> PolicyOutput:
+    def _policy(self, rows: Rows, needed: Bool[Tensor, "n t"]) -> PolicyOutput:
         return evaluate_policy(self.model, rows, needed, self.temperature, self.settings.head_chunk)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longthought.core.errors import SettingsError
 
 
-def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(g: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
     """U Vᵀ of g = U Σ Vᵀ, nearly: the quintic Newton–Schulz iteration of Muon (Jordan et al., 2024).
 
     Singular values end between about 0.7 and 1.2.  g: (M, N) → (M, N).
@@ -25,7 +26,8 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         s = x @ x.T
         x = a * x + torch.addmm(b * s, s, s, alpha=c) @ x  # a x + (b s + c s²) x
-    return x if wide else x.T
+    result: Tensor = x if wide else x.T
+    return result
 
 
 class Muon(Optimizer):
@@ -38,7 +40,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -55,7 +57,7 @@ class Muon(Optimizer):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up over ``warmup`` steps, constant, then linear decay to ``final`` × over the last ``decay`` share."""
+    """Linear warm-up over ``warmup`` steps, constant, linear decay to ``final`` × over the last ``decay`` share."""
 
     warmup: int = 0
     decay: float = 0.0
@@ -120,8 +122,7 @@ class MuonAdamW:
         ]
 
 
-OptimizerSettings = AdamW | MuonAdamW
-Kind = Literal["adamw", "muon"]
+OptimizerSettings: TypeAlias = AdamW | MuonAdamW
 
 
 def set_lr(optimizers: list[Optimizer], factor: float) -> None:

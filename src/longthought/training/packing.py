@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 
-def micro_batches(lengths: Tensor, tokens: int) -> list[Tensor]:
+def micro_batches(lengths: Int[Tensor, " n"], tokens: int) -> list[Int[Tensor, " _"]]:
     """Row indices of micro-batches of at most ``tokens`` real tokens each (a longer row stands alone).
 
     Rows are sorted by length, longest first, so that attention pads little; the order is a function of the lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from longthought.core.protocols import Objective
@@ -13,7 +14,7 @@ from longthought.training.learner import PolicyLearner, Tally
 from longthought.training.team import Handler, Team, share, shared
 
 
-def shards(lengths: Tensor, count: int) -> list[Tensor]:
+def shards(lengths: Int[Tensor, " n"], count: int) -> list[Int[Tensor, " _"]]:
     """Row indices of ``count`` shards with nearly equal numbers of tokens; empty ones are left out.
 
     The longest row goes to the lightest shard, and so on: a function of the lengths alone.
@@ -67,7 +68,7 @@ class ShardedLearner:
             total = total + tally
         return self.learner.apply(total)
 
-    def logprobs(self, rows: Rows) -> Tensor:
+    def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """As ``PolicyLearner.logprobs``."""
         team = self._joined
         parts = shards(rows.lengths, team.size)
@@ -93,7 +94,7 @@ class ShardedLearner:
                 offset += parameter.numel()
         return tally
 
-    def _logprobs(self, member: int, rows: Rows) -> Tensor:
+    def _logprobs(self, member: int, rows: Rows) -> Float[Tensor, "n t"]:
         del member
         return self.learner.logprobs(rows)
 
