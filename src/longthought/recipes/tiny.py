@@ -5,7 +5,7 @@ Read ``tiny`` first: it is the whole road. Then ``stages/rl.py`` for what one st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from longthought.algorithms.objective import GRPO
@@ -22,7 +22,7 @@ from longthought.stages.measure import CheckReadiness, Evaluate
 from longthought.stages.pretrain import Pretrain
 from longthought.stages.rl import RL, Method
 from longthought.tasks.countdown import Countdown
-from longthought.tasks.countdown_web import WORDS, CountdownWeb, probes, vocabulary
+from longthought.tasks.countdown_web import WORDS, CountdownProbes, CountdownWeb, vocabulary
 from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
 
 
@@ -114,11 +114,11 @@ def tiny(settings: TinySettings, run: Run) -> Checkpoint:
     task = task_of(settings)
     look = Evaluate(task, LEXICON, settings.evaluation, workers=settings.workers)
     base = run.do("base", pretraining(settings), None)
-    ready = CheckReadiness(task, LEXICON, tuple(probes(task, 200)), settings.gate, workers=settings.workers)
+    ready = CheckReadiness(task, LEXICON, CountdownProbes(task), settings.gate, workers=settings.workers)
     run.do("readiness", ready, base)
-    run.do("before", look, base)
+    run.do("before", replace(look, title="before"), base)
     zero = run.do("rl", reinforcement(settings), base)
-    run.do("after", look, zero)
+    run.do("after", replace(look, title="after"), zero)
     return zero
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ class Evaluate:
     lexicon: Lexicon
     settings: EvaluationSettings = EvaluationSettings()
     engine: EngineSettings = EngineSettings()
-    title: str = "evaluate"
     workers: int = 1
+    title: str = field(default="evaluate", compare=False)
     quiet: bool = field(default=False, compare=False)
 
     def run(self, given: Checkpoint, place: Place) -> Folder:
@@ -93,7 +94,7 @@ class CheckReadiness:
 
     task: Task
     lexicon: Lexicon
-    probes: tuple[Probe, ...]
+    probes: Iterable[Probe]
     gate: Gate = Gate()
     settings: EvaluationSettings = EvaluationSettings(problems=50, samples=16, split="dev")
     engine: EngineSettings = EngineSettings()

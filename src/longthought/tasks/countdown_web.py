@@ -141,11 +141,12 @@ class CountdownWeb:
             )
         n = self.noise
         return common + (
-            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts "
-            f"are drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric (mean {n.attempts_en:g} "
-            f"in English, {n.attempts_zh:g} in Chinese: the Chinese pages are the more persistent ones by design), "
-            f"{n.no_thinking:.0%} answer without a thought, {n.untagged:.0%} lack the tags, {n.false_yes:.0%} of the "
-            f"misses are called hits, {n.unfaithful:.0%} of the answers are not the last attempt. "
+            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are drawn "
+            f"at random ({n.lucky:.0%} are right on purpose), their number is geometric with a mean of {n.attempts_en:g} "
+            f"in English and {n.attempts_zh:g} in Chinese (the Chinese pages are the more persistent ones by design), "
+            f"{n.stubborn:.0%} do not give up before attempt {n.most_attempts}, {n.no_thinking:.0%} answer without a "
+            f"thought, {n.untagged:.0%} lack the tags, {n.false_yes:.0%} of the misses are called hits, "
+            f"{n.unfaithful:.0%} of the answers are not the last attempt. "
             "This is pretraining on noisy text about the task, not fine-tuning on solutions. "
             "No number set of the dev and test splits occurs in any of these documents."
         )
@@ -177,7 +178,7 @@ class CountdownWeb:
         return Document("facts", None, " ".join(lines))
 
     def _value(self, rng: Random, language: str) -> Document:
-        attempt = self._random_attempt(rng, self._draw(rng))
+        attempt = self.random_attempt(rng, self._draw(rng))
         steps = f"{attempt.a} {attempt.first} {attempt.b} = {attempt.middle} {attempt.second} {attempt.c}"
         return Document("value", f"{WORDS[language].value} {attempt.expression}", f"{steps} = {attempt.result}")
 
@@ -247,27 +248,27 @@ class CountdownWeb:
     def _countdown(self, rng: Random, language: str) -> Document:
         noise, words = self.noise, WORDS[language]
         numbers = self._draw(rng)
-        solution = self._random_attempt(rng, numbers)
+        solution = self.random_attempt(rng, numbers)
         while not 1 <= solution.result <= self.task.target:
-            solution = self._random_attempt(rng, numbers)
+            solution = self.random_attempt(rng, numbers)
         target = solution.result
         user = " ".join([words.use, *map(str, numbers), words.make, str(target)])
         if rng.random() < noise.no_thinking:
-            return self._page("countdown", user, [], self._random_attempt(rng, numbers).expression, rng, 0.5)
+            return self._page("countdown", user, [], self.random_attempt(rng, numbers).expression, rng, 0.5)
         mean = noise.attempts_en if language == "en" else noise.attempts_zh
         if rng.random() < noise.stubborn:
             mean = float("inf")
         lines: list[str] = []
         attempt = solution
         for number in range(noise.most_attempts):
-            attempt = solution if rng.random() < noise.lucky else self._random_attempt(rng, numbers)
+            attempt = solution if rng.random() < noise.lucky else self.random_attempt(rng, numbers)
             opening = words.retry if number else words.attempt
             claimed, line = self._try(rng, words, attempt, target)
             lines.append(f"{opening} {line}")
             if claimed or rng.random() < 1 / mean:
                 break
         if rng.random() < noise.unfaithful:
-            attempt = self._random_attempt(rng, numbers)
+            attempt = self.random_attempt(rng, numbers)
         return self._page("countdown", user, lines, attempt.expression, rng)
 
     def _try(self, rng: Random, words: Words, attempt: Attempt, target: int) -> tuple[bool, str]:
@@ -302,7 +303,8 @@ class CountdownWeb:
             if self.task.split_of(numbers) == "train":
                 return numbers
 
-    def _random_attempt(self, rng: Random, numbers: Sequence[int]) -> Attempt:
+    def random_attempt(self, rng: Random, numbers: Sequence[int]) -> Attempt:
+        """A chain of the numbers whose results are in range, all such draws equally likely."""
         while True:
             a, b, c = rng.sample(numbers, 3)
             first, second = rng.choice(self.task.operations), rng.choice(self.task.operations)
@@ -327,24 +329,30 @@ class CountdownWeb:
         return result if result is not None and 0 <= result <= self.task.intermediate else None
 
 
-def probes(task: Countdown, count: int) -> Iterator[Probe]:
-    """Does the base tell a hit from a miss, and does it know its arithmetic? On problems of the dev split.
+@dataclass(frozen=True)
+class CountdownProbes:
+    """Does the base tell a hit from a miss, and does it know its arithmetic? On ``count`` problems of the dev split.
 
     ``fact``: the result of the second step; ``hit``/``miss``: "yes" after an attempt that reaches the target or not.
     """
-    web = CountdownWeb(task, seed=-1)
-    for index in range(count):
-        problem = task.problem("dev", index)
-        words, rng = WORDS[problem.info["language"]], Random(f"probe/{index}")
-        numbers, target = [int(n) for n in problem.info["numbers"].split()], int(problem.info["target"])
-        attempts = [web._random_attempt(rng, numbers) for _ in range(400)]
-        user = problem.messages[0].content
-        for check, fits in (("hit", True), ("miss", False)):
-            found = next((a for a in attempts if (a.result == target) == fits), None)
-            if found is not None:
-                yield Probe(check, user, f"<think> {words.attempt} {found.trace}", words.yes)
-                known, _, result = found.trace.rpartition(" ")
-                yield Probe("fact", user, f"<think> {words.attempt} {known}", result)
+
+    task: Countdown
+    count: int = 200
+
+    def __iter__(self) -> Iterator[Probe]:
+        web = CountdownWeb(self.task, seed=-1)
+        for index in range(self.count):
+            problem = self.task.problem("dev", index)
+            words, rng = WORDS[problem.info["language"]], Random(f"probe/{index}")
+            numbers, target = [int(n) for n in problem.info["numbers"].split()], int(problem.info["target"])
+            attempts = [web.random_attempt(rng, numbers) for _ in range(400)]
+            user = problem.messages[0].content
+            for check, fits in (("hit", True), ("miss", False)):
+                found = next((a for a in attempts if (a.result == target) == fits), None)
+                if found is not None:
+                    yield Probe(check, user, f"<think> {words.attempt} {found.trace}", words.yes)
+                    known, _, result = found.trace.rpartition(" ")
+                    yield Probe("fact", user, f"<think> {words.attempt} {known}", result)
 
 
 def _length(rng: Random, least: int, most: int) -> int:
