@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
 import jaxtyping
 from beartype import beartype
 
-CHECKED = ("longthought.algorithms", "longthought.engine", "longthought.models", "longthought.training")
-"""Packages whose shapes are checked."""
+CHECKED = (
+    "longthought.algorithms",
+    "longthought.engine",
+    "longthought.models.heads",
+    "longthought.models.rope",
+    "longthought.training",
+)
+"""What all tests check. Checking the decoder, too, whose parts are called for every token, costs as much again as all
+tests of the learner and the engine; ``tests/architecture/test_shapes.py`` does it once."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def install() -> None:
-    """Check what is imported from now on."""
-    jaxtyping.install_import_hook(CHECKED, f"{__name__}.shapes")
+def install(packages: Sequence[str] = CHECKED) -> None:
+    """Check the modules of ``packages`` that are imported from now on."""
+    jaxtyping.install_import_hook(packages, f"{__name__}.shapes")
 
 
 def shapes(function: Function) -> Function:

@@ -94,6 +94,20 @@ def test_a_base_that_is_not_ready_stops_the_run_with_the_reason(tmp_path: Path) 
     assert not (tmp_path / "run/04-rl").exists()
 
 
+def test_another_method_starts_from_the_same_base(tmp_path: Path) -> None:
+    go(tmp_path / "first")
+    other = replace(SHORT, rl=replace(SHORT.rl, method="dr_grpo"))
+    with Run.open(tmp_path / "second", recipe="tiny", settings=other, command="test", threads=1) as run:
+        run.reuse = Run.read(tmp_path / "first")
+        tiny(other, run)
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert {name for name in first if name.startswith(("01", "03")) and first[name] != second.get(name)} == set()
+    assert (tmp_path / "second/01-base/timings.jsonl").read_bytes() == (
+        tmp_path / "first/01-base/timings.jsonl"
+    ).read_bytes()  # copied, not made again
+    assert first["04-rl/model/model.safetensors"] != second["04-rl/model/model.safetensors"]
+
+
 def test_every_step_of_rl_is_recorded(tmp_path: Path) -> None:
     go(tmp_path / "run")
     names = sorted(file.name for file in (tmp_path / "run/04-rl/traces").iterdir())

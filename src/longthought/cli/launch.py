@@ -37,6 +37,7 @@ class Order:
     accept_changes: bool = False
     quiet: bool = False
     tensorboard: bool = False
+    reuse: Path | None = None
 
 
 class SpokenRun(Run):
@@ -138,6 +139,7 @@ def _work(order: Order, rehearsal: Rehearsal) -> None:
     )
     with run:
         run.quiet = order.quiet
+        run.reuse = Record.read(order.reuse) if order.reuse else None
         if order.tensorboard:
             run.tracker = TensorBoard(run.path / "tensorboard")
         if not order.quiet:

@@ -26,6 +26,12 @@ def parser() -> Parser:
         action="store_true",
         help="go on with a run under other versions, threads or CPU than it had; its bits may then differ",
     )
+    made.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="RUN",
+        help="copy the finished stages of another run that are the same here: several methods from one base",
+    )
     made.add_argument("--quiet", action="store_true", help="no progress")
     made.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files, too")
     add_threads(made)
@@ -62,6 +68,7 @@ def execute(arguments: Namespace) -> int:
         accept_changes=arguments.accept_changes,
         quiet=arguments.quiet,
         tensorboard=arguments.tensorboard,
+        reuse=arguments.reuse,
     )
     finish(order, launch(order))
     return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,16 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from longthought.core.errors import RunDamaged, RunError, RunMismatch
 from longthought.core.protocols import Artifact
 from longthought.runs.describe import describe, differences, leafs
-from longthought.runs.files import digests, is_temporary, json_bytes, plain_errors, sweep, sync_tree, write_atomic
+from longthought.runs.files import (
+    digests,
+    is_temporary,
+    json_bytes,
+    new_folder,
+    plain_errors,
+    sweep,
+    sync_tree,
+    write_atomic,
+)
 from longthought.runs.lock import Lock
 from longthought.runs.place import Place
 from longthought.runs.record import DONE, RUN, Done, Launch, Record
@@ -59,12 +69,15 @@ class Stage(Protocol[Given_contra, Made_co]):
 class Run:
     """A run folder, locked by this process. Made by :meth:`open`; a context manager.
 
-    ``tracker`` may be set before the first stage; it receives what the stages log.
+    ``tracker`` may be set before the first stage; it receives what the stages log. ``reuse`` may be set to another run:
+    its finished stages with the same fields and inputs are copied instead of being made again, so that several methods
+    can start from one base.
     """
 
     def __init__(self, record: Record, lock: Lock) -> None:
         self.record = record
         self.tracker: Tracker | None = None
+        self.reuse: Record | None = None
         self._lock = lock
         self._done: list[str] = []
 
@@ -142,6 +155,8 @@ class Run:
         """
         path = self._folder(name)
         asked = {"stage": describe(stage), "given": describe(given, "given")}
+        if self.reuse is not None and not path.exists():
+            _borrow(self.reuse, name, path, asked)
         with Place(path, tracker=self.tracker) as place:
             _agree(path, asked)
             if (path / DONE).exists():
@@ -209,6 +224,22 @@ def _agree(path: Path, asked: dict[str, Any]) -> None:
             f"the stage in {path} was started with other fields or inputs:\n  " + "\n  ".join(lines) + "\n"
             "Choose another folder to start a new run."
         )
+
+
+def _borrow(other: Record, name: str, path: Path, asked: dict[str, Any]) -> None:
+    """Copy a finished stage of another run, if it was asked the same. Raises RunDamaged if its artifact is damaged."""
+    for stage in other.stages():
+        if stage.name == name and stage.finished and _asked_same(stage.path / STAGE, asked):
+            stage.artifact()
+            with new_folder(path) as made, plain_errors(path):
+                shutil.copytree(stage.path, made, dirs_exist_ok=True)
+
+
+def _asked_same(file: Path, asked: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(file.read_bytes()) == json.loads(json.dumps(asked)))
+    except (OSError, ValueError):
+        return False
 
 
 def _intact(place: Place) -> bool:

@@ -141,13 +141,13 @@ class CountdownWeb:
             )
         n = self.noise
         return common + (
-            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are drawn "
-            f"at random ({n.lucky:.0%} are right on purpose), their number is geometric with a mean of {n.attempts_en:g} "
-            f"in English and {n.attempts_zh:g} in Chinese (the Chinese pages are the more persistent ones by design), "
-            f"{n.stubborn:.0%} do not give up before attempt {n.most_attempts}, {n.no_thinking:.0%} answer without a "
-            f"thought, {n.untagged:.0%} lack the tags, {n.false_yes:.0%} of the misses are called hits, "
-            f"{n.unfaithful:.0%} of the answers are not the last attempt. "
-            "This is pretraining on noisy text about the task, not fine-tuning on solutions. "
+            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are "
+            f"drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric with a mean of "
+            f"{n.attempts_en:g} in English and {n.attempts_zh:g} in Chinese (the Chinese pages are the more "
+            f"persistent ones by design), {n.stubborn:.0%} do not give up before attempt {n.most_attempts}, "
+            f"{n.no_thinking:.0%} answer without a thought, {n.untagged:.0%} lack the tags, "
+            f"{n.false_yes:.0%} of the misses are called hits, {n.unfaithful:.0%} of the answers are not the last "
+            "attempt. This is pretraining on noisy text about the task, not fine-tuning on solutions. "
             "No number set of the dev and test splits occurs in any of these documents."
         )
 

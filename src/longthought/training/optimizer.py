@@ -21,7 +21,7 @@ def orthogonalize(g: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = g.shape[0] <= g.shape[1]
-    x = g if wide else g.T
+    x: Tensor = g if wide else g.T
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         s = x @ x.T
