@@ -81,15 +81,14 @@ def test_packed_is_padded_is_single(model) -> None:
     torch.testing.assert_close(learner.logprobs(garbage), packed)
 
 
-@pytest.mark.parametrize("objective", [GRPO(clip_high=0.28), GSPO(), CISPO(), MirrorDescent(0.0001)])
-def test_uninformative_rows_move_nothing(objective) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__ + str(getattr(o, "beta", "")))
+def test_an_objective_knows_whether_rows_without_advantage_move_anything(objective) -> None:
     batch = ragged_batch(11)
     batch.advantage[::2] = 0.0
-    if isinstance(objective, MirrorDescent):
-        pytest.skip("its penalty moves rows without advantage")
     kept = informative(batch)
     assert len(kept.tokens) < len(batch.tokens)
-    torch.testing.assert_close(gradient(objective, kept, 100), gradient(objective, batch, 100), rtol=1e-9, atol=1e-13)
+    left, right = gradient(objective, kept, 100), gradient(objective, batch, 100)
+    assert objective.silent_without_advantage == bool(torch.allclose(left, right, rtol=1e-9, atol=1e-13))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.5, 2.0))

@@ -48,6 +48,10 @@ class NLL:
     def reads(self) -> frozenset[str]:
         return frozenset()
 
+    @property
+    def silent_without_advantage(self) -> bool:
+        return False
+
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         (logp,) = _where(batch.weight != 0, policy.logp)
         value = -weighted_sum(logp, batch.weight)
@@ -81,6 +85,10 @@ class GRPO:
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"advantage", "logp_old"} | ({"logp_ref"} if self.beta else set()))
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return not self.beta and not self.entropy_bonus
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = batch.weight != 0
@@ -120,6 +128,10 @@ class GSPO:
     def reads(self) -> frozenset[str]:
         return frozenset({"advantage", "logp_old"})
 
+    @property
+    def silent_without_advantage(self) -> bool:
+        return True
+
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = _live_rows(batch)
         logp, old, advantage = _columns(self, policy, batch, live)
@@ -148,6 +160,10 @@ class CISPO:
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"advantage", "logp_old"})
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return True
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = batch.weight != 0
@@ -181,6 +197,10 @@ class MirrorDescent:
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"advantage", "logp_old"})
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return False
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = _live_rows(batch)

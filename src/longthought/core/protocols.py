@@ -101,6 +101,11 @@ class Objective(Protocol):
         """Optional columns of the batch that it needs, so that a stage fills only those."""
         ...
 
+    @property
+    def silent_without_advantage(self) -> bool:
+        """Whether a row whose advantage is zero has no gradient, so that a stage may leave it out."""
+        ...
+
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss: ...
 
 

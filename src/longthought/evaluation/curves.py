@@ -121,6 +121,11 @@ SPECIALIST: tuple[CurvePanel, ...] = (
 )
 
 
+def specialist_curves(data: ReportData) -> tuple[CurvePanel, ...]:
+    """Panels for the specialist. A run whose objective has no KL term has no KL to show."""
+    return tuple(panel for panel in SPECIALIST if panel.curves[0][0] != "kl" or not data.curves or "kl" in data.curves)
+
+
 def other_curves(data: ReportData) -> tuple[CurvePanel, ...]:
     """Panels for the curves whose names we do not know."""
     reading = "A quantity recorded by the run under this name."

@@ -22,7 +22,7 @@ class EvaluationSettings:
 
     problems: int = 200
     samples: int = 64
-    max_tokens: int = 256
+    max_tokens: int = 192
     temperature: float = 1.0
     split: str = "test"
     seed: int = 1_000_003

@@ -13,7 +13,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from longthought.evaluation.charts import SMOOTHING, Bar, bars, chart, picture_svg
-from longthought.evaluation.curves import RESULTS, SPECIALIST, CurvePanel, other_curves, pass_at_k, picture_panels
+from longthought.evaluation.curves import (
+    RESULTS,
+    CurvePanel,
+    other_curves,
+    pass_at_k,
+    picture_panels,
+    specialist_curves,
+)
 from longthought.evaluation.headline import NOT_MEASURED, number, percent, rows, sentence, with_interval
 from longthought.evaluation.page import PAGE
 from longthought.evaluation.report_data import (
@@ -96,7 +103,7 @@ def _curves(data: ReportData) -> str:
         f"{SMOOTHING} neighbouring steps. Diamonds: the test problems, with their 95 % interval."
     )
     for_all = "".join(_curve(panel, data) for panel in RESULTS)
-    special = "".join(_curve(panel, data) for panel in (*SPECIALIST, *other_curves(data)))
+    special = "".join(_curve(panel, data) for panel in (*specialist_curves(data), *other_curves(data)))
     return (
         f'<p class="reading">{introduction}</p><div class="charts">{for_all}</div>'
         f"<details><summary>For the specialist: KL, clipping, gradient, log-probabilities</summary>"

@@ -70,7 +70,7 @@ class Reinforcement:
     prompts: int = 16
     samples: int = 16
     updates: int = 2
-    max_tokens: int = 256
+    max_tokens: int = 192
     lr: float = 7e-4
     final: float = 0.2
     clip_low: float = 0.2

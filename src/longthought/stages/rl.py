@@ -65,7 +65,7 @@ class RL:
     prompts: int = 16
     samples: int = 16
     updates: int = 2
-    max_tokens: int = 256
+    max_tokens: int = 192
     temperature: float = 1.0
     seed: int = 0
     reference_every: int = 0
@@ -194,10 +194,9 @@ class _Loop:
 
     def _complete(self, batch: Batch) -> Batch:
         """Leave out rows that cannot move the weights, or fill the reference column when there is a KL term."""
-        if self.reference is None:
-            bonus = getattr(self.stage.method.objective, "entropy_bonus", 0.0)
-            return batch if bonus else informative(batch)
-        return with_reference(batch, self.reference.logprobs(batch))
+        if self.stage.method.objective.silent_without_advantage:
+            batch = informative(batch)
+        return batch if self.reference is None else with_reference(batch, self.reference.logprobs(batch))
 
     def _check_gap(self, step: int, first: Mapping[str, float]) -> None:
         if first["logprob_gap"] > self.stage.gap_limit:

@@ -104,6 +104,9 @@ class CountdownWeb:
             raise SettingsError(f"corpus={self.kind}: known are web and pure")
         if self.task.count != 3:
             raise SettingsError(f"the corpus speaks of three numbers, the task of {self.task.count}")
+        if not {"+", "-"} <= set(self.task.operations) or 2 * self.task.largest > self.task.intermediate + 1:
+            within = (self.task.intermediate + 1) // 2
+            raise SettingsError(f"the corpus needs the operations + and -, and numbers (largest) of at most {within}")
 
     @property
     def shares(self) -> dict[str, float]:

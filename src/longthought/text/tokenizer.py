@@ -26,6 +26,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, special: Sequence[str]) -> None:
         self._backend = backend
         self.special = tuple(special)
+        self._special_ids = frozenset(self.id_of(token) for token in special)
         backend.encode_special_tokens = True
 
     @classmethod
@@ -58,9 +59,8 @@ class Tokenizer:
     def encode(self, text: str) -> TokenIds:
         """Token ids of plain text. Raises DataError when a word is not in a closed vocabulary."""
         encoding = self._backend.encode(text, add_special_tokens=False)
-        unknown = self._backend.token_to_id(UNKNOWN)
-        if unknown is not None and unknown in encoding.ids:
-            where = [text[slice(*span)] for i, span in zip(encoding.ids, encoding.offsets) if i == unknown]
+        refused = {self._backend.token_to_id(UNKNOWN), self._backend.token_to_id(PADDING), *self._special_ids}
+        if where := [text[slice(*span)] for i, span in zip(encoding.ids, encoding.offsets) if i in refused]:
             raise DataError(
                 f"this model has no token for {', '.join(map(repr, dict.fromkeys(where)))}: its vocabulary is closed "
                 f"({self.size} words, see tokenizer.json)"
@@ -95,6 +95,6 @@ class Tokenizer:
             backend = Backend.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             listed = [config.get("bos_token"), config.get("eos_token"), *config.get("additional_special_tokens", [])]
+            return cls(backend, [token for token in listed if token])
         except Exception as error:  # the backend raises bare Exception
             raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
-        return cls(backend, [token for token in listed if token])
