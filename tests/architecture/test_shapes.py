@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from executable_annotations import unchecked
 from jaxtyping import TypeCheckError
 
-from longthought.algorithms.advantage import group_centered
+from executable_annotations import unchecked
 from longthought.algorithms.weighting import token_mean
 from longthought.engine.sampling import draw
 from longthought.models.heads import token_logprobs
@@ -34,9 +32,9 @@ attend = PackedAttention([3, 2])
 tokens = torch.tensor([1, 2, 3, 4, 5])
 assert model(tokens, attend.positions, attend).shape == (5, 32)
 Engine(model).sample([(1, 2, 3), (4,)], SamplingParams(count=2, max_tokens=6, stop_tokens=(2,)))
-for wrong in (lambda: model(tokens[None], attend.positions, attend), lambda: model(tokens, attend.positions[:4], attend)):
+for wrong in ((tokens[None], attend.positions), (tokens, attend.positions[:4])):
     try:
-        wrong()
+        model(*wrong, attend)
     except TypeCheckError:
         print("refused")
 """
@@ -79,10 +77,9 @@ def test_the_decoder_keeps_its_shapes() -> None:
 
 
 def test_users_do_not_pay() -> None:
-    """The package itself neither installs a hook nor imports a type checker."""
+    """The package imports no type checker, and unchecked functions are themselves."""
     program = "import sys, longthought.stages.rl; print('beartype' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
-    assert "Tensor" in str(inspect.signature(group_centered))
     with unchecked():
         assert token_mean(torch.ones(2, 3) > 0).sum() == pytest.approx(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from longthought.core.errors import CheckpointError
@@ -24,8 +25,8 @@ def state(model: Transformer) -> dict[str, Tensor]:
 
 
 def save(model: Transformer, path: Path) -> None:
-    """Write one safetensors file."""
-    save_file(state(model), path, metadata={"format": "pt"})
+    """Write one safetensors file. Raises OSError when the disk is full."""
+    path.write_bytes(to_bytes(state(model), metadata={"format": "pt"}))
 
 
 def load(config: ModelConfig, path: Path) -> Transformer:

@@ -74,7 +74,7 @@ class Tokenizer:
     def save(self, folder: Path, chat_template: str, end: str, begin: str | None = None) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json`` as ``AutoTokenizer`` reads them."""
         self._backend.encode_special_tokens = False
-        self._backend.save(str(folder / "tokenizer.json"), pretty=True)
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         self._backend.encode_special_tokens = True
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
