@@ -17,6 +17,9 @@ def parser() -> Parser:
     )
     made.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     made.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: RUN/report.html)")
+    made.add_argument(
+        "--picture", type=Path, metavar="FILE.svg", help="draw the four main curves into one picture, too"
+    )
     return made
 
 
@@ -24,10 +27,17 @@ def execute(arguments: Namespace) -> int:
     """Write the file and say where it is."""
     from longthought.cli.reporting import write
     from longthought.evaluation.headline import sentence
+    from longthought.evaluation.report import picture
+    from longthought.runs.files import plain_errors
     from longthought.runs.record import Record
 
     record = Record.read(arguments.run)
     file = arguments.out or record.path / "report.html"
-    print(sentence(write(record, file)))
+    data = write(record, file)
+    print(sentence(data))
     print(f"Report: {file}")
+    if arguments.picture:
+        with plain_errors(arguments.picture):
+            picture(data, arguments.picture)
+        print(f"Picture: {arguments.picture}")
     return 0

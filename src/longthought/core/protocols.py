@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
@@ -121,18 +121,7 @@ class Learner(Protocol):
 
 
 class Artifact(Protocol):
-    """What a stage makes: a folder."""
+    """What a stage makes: a file or folder. (What a stage is stands in ``runs.run``, beside what runs it.)"""
 
     @property
     def path(self) -> Path: ...
-
-
-Given = TypeVar("Given", contravariant=True)
-Made = TypeVar("Made", bound=Artifact, covariant=True)
-Place = TypeVar("Place", contravariant=True)
-
-
-class Stage(Protocol[Given, Made, Place]):
-    """Artifact in, artifact out; the fields of a stage are its hyperparameters."""
-
-    def run(self, given: Given, place: Place) -> Made: ...
