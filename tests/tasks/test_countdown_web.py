@@ -220,6 +220,7 @@ def test_description_shows_every_kind(kind: str) -> None:
         (Countdown(count=4), "web", "three numbers"),
         (Countdown(largest=60), "web", "at most 50"),
         (Countdown(operations="*"), "pure", r"\+ and -"),
+        (Countdown.level(3), "web", "knows"),
     ],
 )
 def test_settings_without_a_corpus_are_refused_at_once(task: Countdown, kind: str, named: str) -> None:
@@ -227,7 +228,7 @@ def test_settings_without_a_corpus_are_refused_at_once(task: Countdown, kind: st
         CountdownWeb(task, kind)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("task", [Countdown(largest=50), Countdown.level(1), Countdown.level(3)])
+@pytest.mark.parametrize("task", [Countdown(largest=50), Countdown.level(1)])
 def test_the_largest_numbers_have_documents_too(task: Countdown) -> None:
     for kind in KINDS:
         web = CountdownWeb(task, kind)  # type: ignore[arg-type]

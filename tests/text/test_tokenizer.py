@@ -180,3 +180,10 @@ def test_an_example_ends_with_the_assistant(messages: tuple[Message, ...]) -> No
 
 def test_plain_text_is_a_document_without_a_question() -> None:
     assert RENDERER.document(None, "9 + 4") == ids(BEGIN, "9", "+", "4", END)
+
+
+def test_an_example_keeps_the_reasoning() -> None:
+    tokenizer = Tokenizer.of_words(["1", "2", "<think>", "</think>"], (BEGIN, USER, ASSISTANT, END))
+    renderer = PlainRenderer(tokenizer)
+    ids, mask = renderer.example((Message("user", "1"), Message("assistant", "2", reasoning="1 1")))
+    assert renderer.text(tuple(i for i, trained in zip(ids, mask) if trained)) == "<think> 1 1 </think> 2"

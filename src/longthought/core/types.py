@@ -39,6 +39,10 @@ class Finish(StrEnum):
     STOP_STRING = "stop_string"  # a stop string of the caller appeared
 
 
+CUT = frozenset({Finish.LENGTH, Finish.BUDGET})
+"""The finish reasons of a completion that was not allowed to end by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. ``reasoning`` is what stood between ``<think>`` and ``</think>``.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from longthought.algorithms.statistics import mean_interval, pass_at_k
-from longthought.core.errors import SettingsError
+from longthought.core.errors import DataError, SettingsError
 from longthought.core.protocols import Renderer, Sampler, Task
-from longthought.core.types import Finish, Group, Rollout, SamplingParams
+from longthought.core.types import CUT, Group, Message, Problem, Rollout, SamplingParams
 from longthought.evaluation.behaviours import Behaviour, Lexicon, count
 from longthought.evaluation.report_data import Estimate, EvaluationSummary
 from longthought.rollout.collect import collect
@@ -43,15 +43,31 @@ def evaluate(
     settings: EvaluationSettings,
     progress: Callable[[int, float], None] | None = None,
 ) -> list[Group]:
-    """Graded replies to the first ``problems`` of a split. ``progress`` is told (problems done, accuracy so far)."""
+    """Graded replies to the first ``problems`` of a split that differ. ``progress`` is told (done, accuracy so far)."""
     params = SamplingParams(settings.samples, settings.max_tokens, settings.temperature, settings.seed)
+    problems = distinct(task, settings.split, settings.problems)
     groups: list[Group] = []
-    for start in range(0, settings.problems, _PER_CALL):
-        indices = range(start, min(start + _PER_CALL, settings.problems))
-        groups += collect(task, [task.problem(settings.split, i) for i in indices], sampler, renderer, params)
+    for start in range(0, len(problems), _PER_CALL):
+        groups += collect(task, problems[start : start + _PER_CALL], sampler, renderer, params)
         if progress is not None:
             progress(len(groups), _mean([[float(r.score.correct) for r in g] for g in groups]))
     return groups
+
+
+def distinct(task: Task, split: str, count: int) -> list[Problem]:
+    """The first ``count`` problems of a split that are stated differently: one asked twice would count twice.
+
+    Raises DataError when the split seems to hold fewer.
+    """
+    found: dict[tuple[Message, ...], Problem] = {}
+    for index in range(20 * count + 1000):
+        problem = task.problem(split, index)
+        found.setdefault(problem.messages, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise DataError(
+        f"the {split} split of {task.name} holds only about {len(found)} problems, not {count}; ask for fewer"
+    )
 
 
 def summarize(groups: Sequence[Group], lexicon: Lexicon, step: int | None = None) -> EvaluationSummary:
@@ -67,7 +83,7 @@ def summarize(groups: Sequence[Group], lexicon: Lexicon, step: int | None = None
         reflections=_estimate([[float(b.reflections) for b in g] for g in behaviours]),
         format_rate=_estimate([[r.score.parts.get("format", 0.0) for r in g] for g in groups]),
         mixing=_estimate([[float(b.mixed) for b in g] for g in behaviours]),
-        cut=_estimate([[float(r.completion.finish != Finish.STOP) for r in g] for g in groups]),
+        cut=_estimate([[float(r.completion.finish in CUT) for r in g] for g in groups]),
         pass_at_k=tuple((k, _pass_at(groups, k)) for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples),
         step=step,
     )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from longthought.core.types import Message
+from longthought.core.errors import DataError
+from longthought.core.types import Message, TokenIds
 from longthought.evaluation.report_data import GateCheck
 from longthought.models.attention import PackedAttention
 from longthought.models.heads import token_logprobs
@@ -31,7 +32,7 @@ def probe(model: Transformer, renderer: PlainRenderer, probes: Iterable[Probe]) 
     for start in range(0, len(asked), _AT_ONCE):
         chunk = asked[start : start + _AT_ONCE]
         texts = [renderer.prompt((Message("user", p.user),)) + renderer.tokenizer.encode(p.text) for p in chunk]
-        words = torch.tensor([renderer.tokenizer.encode(p.word)[0] for p in chunk])
+        words = torch.tensor([_only(renderer.tokenizer.encode(p.word), p.word) for p in chunk])
         attend = PackedAttention([len(text) for text in texts])
         hidden = model(torch.tensor([t for text in texts for t in text]), attend.positions, attend)
         last = torch.tensor([len(text) for text in texts]).cumsum(0) - 1
@@ -39,6 +40,12 @@ def probe(model: Transformer, renderer: PlainRenderer, probes: Iterable[Probe]) 
         for one, value in zip(chunk, logp.exp().tolist()):
             found[one.check].append(value)
     return {check: sum(values) / len(values) for check, values in found.items()}
+
+
+def _only(ids: TokenIds, word: str) -> int:
+    if len(ids) != 1:
+        raise DataError(f"the probed word {word!r} is {len(ids)} tokens; a probe asks for one")
+    return ids[0]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def play(
     """Prompt and ``params.count`` completions for every problem. The renderer's stop tokens end a reply."""
     prompts = [renderer.prompt(problem.messages) for problem in problems]
     params = replace(params, stop_tokens=params.stop_tokens or renderer.stop_tokens)
-    return list(zip(prompts, sampler.sample(prompts, params)))
+    return list(zip(prompts, sampler.sample(prompts, params), strict=True))
 
 
 def grade(task: Task, problem: Problem, played: tuple[TokenIds, list[Completion]], renderer: Renderer) -> Group:
@@ -23,7 +23,9 @@ def grade(task: Task, problem: Problem, played: tuple[TokenIds, list[Completion]
     prompt, completions = played
     texts = [renderer.text(completion.token_ids) for completion in completions]
     scores = task.grade(problem, texts)
-    return tuple(Rollout(problem, prompt, c, text, score) for c, text, score in zip(completions, texts, scores))
+    return tuple(
+        Rollout(problem, prompt, c, text, score) for c, text, score in zip(completions, texts, scores, strict=True)
+    )
 
 
 def collect(

@@ -18,7 +18,7 @@ from torch import Tensor
 from longthought.algorithms.advantage import BatchAdvantage
 from longthought.core.errors import LogprobGap, SettingsError
 from longthought.core.protocols import Objective, Shaping, Task, Weighting
-from longthought.core.types import Batch, Group, SamplingParams
+from longthought.core.types import CUT, Batch, Group, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import Lexicon
@@ -176,7 +176,7 @@ class _Loop:
         rollouts = [rollout for group in groups for rollout in group]
         trained = ~rewards.isnan()
         if method.filter_truncated:
-            trained &= torch.tensor([r.completion.finish == "stop" for r in rollouts])
+            trained &= torch.tensor([r.completion.finish not in CUT for r in rollouts])
         order = torch.randperm(len(rollouts), generator=torch.Generator().manual_seed(stage.seed * 1_000_003 + step))
         parts = [
             batch_of([rollouts[i] for i in part], advantages[part], method.weighting, trained[part])

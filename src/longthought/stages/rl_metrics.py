@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from longthought.algorithms.statistics import mean_interval
-from longthought.core.types import Finish, Group
+from longthought.core.types import CUT, Group
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import behaviour
 
@@ -41,7 +41,7 @@ def rollout_metrics(groups: Sequence[Group], rewards: Tensor, lexicon: Lexicon) 
         "mixing": sum(b.mixed for b in behaviours) / n,
         "consistency": sum(shares) / len(shares) if shares else 0.0,
         "live": sum(0 < sum(group) < len(group) for group in right) / len(groups),
-        "cut": sum(r.completion.finish != Finish.STOP for r in rollouts) / n,
+        "cut": sum(r.completion.finish in CUT for r in rollouts) / n,
         "ungraded": float(rewards.isnan().double().mean()),
         **{f"word/{word}": count / n for word, count in sorted(words.items())},
         **{f"outcome/{outcome}": count / n for outcome, count in sorted(outcomes.items())},

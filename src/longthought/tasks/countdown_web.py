@@ -9,7 +9,7 @@ mathematics of every quality. No page holds a number set of the dev or test spli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -85,6 +85,13 @@ class Noise:
     unfaithful: float = 0.08  # the answer is not the last attempt
     check: float = 0.2  # a claimed hit is checked (a check is always right)
 
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            least, most = (1, float("inf")) if "attempts" in field_.name else (0, 1)
+            if not least <= value <= most:
+                raise SettingsError(f"noise.{field_.name}={value}: must lie within {least} … {most}")
+
 
 @dataclass(frozen=True)
 class CountdownWeb:
@@ -104,6 +111,8 @@ class CountdownWeb:
             raise SettingsError(f"corpus={self.kind}: known are web and pure")
         if self.task.count != 3:
             raise SettingsError(f"the corpus speaks of three numbers, the task of {self.task.count}")
+        if not set(self.task.operations) <= set("+-*"):
+            raise SettingsError(f"the corpus knows + - *, the task {self.task.operations!r}")
         if not {"+", "-"} <= set(self.task.operations) or 2 * self.task.largest > self.task.intermediate + 1:
             within = (self.task.intermediate + 1) // 2
             raise SettingsError(f"the corpus needs the operations + and -, and numbers (largest) of at most {within}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from longthought.core.errors import DataError
 from longthought.core.types import Message, TokenIds
+from longthought.text.reasoning import CLOSE, OPEN
 from longthought.text.tokenizer import Tokenizer
 
 BEGIN, USER, ASSISTANT, END = "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -34,11 +35,11 @@ class PlainRenderer:
         return (*self._turns(messages), self.tokenizer.id_of(ASSISTANT))
 
     def example(self, messages: Sequence[Message]) -> tuple[TokenIds, tuple[bool, ...]]:
-        """Tokens of a finished conversation and a mask that is True on what the assistant says (end included)."""
+        """Tokens of a finished conversation and a mask that is True on the last message, end token included."""
         if not messages or messages[-1].role != "assistant":
             raise DataError("a training example must end with a message of the assistant")
         prompt = self.prompt(messages[:-1])
-        reply = (*self.tokenizer.encode(messages[-1].content), self.tokenizer.id_of(END))
+        reply = self._said(messages[-1])
         return prompt + reply, (False,) * len(prompt) + (True,) * len(reply)
 
     def document(self, user: str | None, text: str) -> TokenIds:
@@ -61,6 +62,10 @@ class PlainRenderer:
             if message.role == "user":
                 ids += [self.tokenizer.id_of(USER), *self.tokenizer.encode(message.content)]
             else:
-                ids += [self.tokenizer.id_of(ASSISTANT), *self.tokenizer.encode(message.content)]
-                ids += [self.tokenizer.id_of(END)]
+                ids += [self.tokenizer.id_of(ASSISTANT), *self._said(message)]
         return tuple(ids)
+
+    def _said(self, message: Message) -> TokenIds:
+        """What the assistant writes: its reasoning, if any, between the tags, then the content and the end."""
+        thought = f"{OPEN} {message.reasoning} {CLOSE} " if message.reasoning else ""
+        return (*self.tokenizer.encode(thought + message.content), self.tokenizer.id_of(END))
