@@ -190,7 +190,8 @@ class _Loop:
             return {"updates": 0.0}
         self._check_gap(step, done[0])
         means = {name: sum(m[name] for m in done) / len(done) for name in done[0]}
-        return {**means, "logprob_gap": done[0]["logprob_gap"], "updates": float(len(done))}
+        on_policy = {name: done[0][name] for name in ("logprob_gap", "logprob_gap_max")}
+        return {**means, **on_policy, "updates": float(len(done))}
 
     def _complete(self, batch: Batch) -> Batch:
         """Leave out rows that cannot move the weights, or fill the reference column when there is a KL term."""
