@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from longthought.algorithms.statistics import mean_interval, pass_at_k
 from longthought.core.errors import DataError, SettingsError
@@ -18,13 +19,21 @@ _PER_CALL = 25  # problems sampled in one call; results do not depend on it
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """``problems`` of ``split`` with ``samples`` replies each, at the temperature of training (1: no reshaping)."""
+    """What is asked, and how often.
+
+    problems: number of problems.
+    samples: replies to each problem.
+    max_tokens: longest reply, in tokens.
+    temperature: that of training unless changed (1: the model's own distribution); 0: the most likely token.
+    split: train, dev or test.
+    seed: of the samples.
+    """
 
     problems: int = 200
     samples: int = 64
     max_tokens: int = 192
     temperature: float = 1.0
-    split: str = "test"
+    split: Literal["train", "dev", "test"] = "test"
     seed: int = 1_000_003
 
     def __post_init__(self) -> None:

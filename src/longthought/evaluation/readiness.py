@@ -50,8 +50,14 @@ def _only(ids: TokenIds, word: str) -> int:
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds that a base must meet. ``hit`` and ``miss``: probability of claiming success where there is one, or none;
-    ``fact``: of the right result; ``pass_at_1`` within a range; ``pass_at_8``: RL needs groups with some success."""
+    """Bounds that a base must meet.
+
+    fact: least probability of the right result of a step.
+    hit: least probability of claiming success where there is one.
+    miss: largest probability of claiming success where there is none.
+    pass_at_1: range of pass@1.
+    pass_at_8: least pass@8; RL needs groups with some success.
+    """
 
     fact: float = 0.8
     hit: float = 0.7

@@ -28,7 +28,11 @@ from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
 
 @dataclass(frozen=True)
 class Problems:
-    """Countdown with three distinct numbers of 1 … ``largest`` and targets of 1 … ``target``."""
+    """Countdown with three numbers.
+
+    largest: the numbers are distinct, from 1 … largest.
+    target: targets and results on the way are at most this.
+    """
 
     largest: int = 28
     target: int = 99
@@ -36,7 +40,16 @@ class Problems:
 
 @dataclass(frozen=True)
 class Base:
-    """Pretraining. ``width`` is the one dial of the model's size; ``corpus=pure`` has no document of the task."""
+    """Pretraining.
+
+    corpus: web, or pure: no document of the RL's task.
+    width: the one dial of the model's size; a multiple of 32.
+    steps: optimizer steps.
+    tokens_per_step: tokens of one step, at most; no document is read twice.
+    muon_lr: learning rate of the matrices inside the blocks.
+    adam_lr: learning rate of embeddings, head and norms.
+    decay: share of the steps, at the end, over which both fall linearly to 0.
+    """
 
     corpus: Literal["web", "pure"] = "web"
     width: int = 96
@@ -49,9 +62,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Reward:
-    """Accuracy counts 1. ``format`` is added for the format alone; the others shape the reward, 0 leaves them out.
+    """Accuracy counts 1, and only inside the whole format. The rest is added; 0 leaves it out.
 
-    language: weight of the share of words in the prompt's language.  repetition: penalty for repeated 10-grams.
+    format: reward of the format alone.
+    language: weight of the share of words in the prompt's language.
+    repetition: penalty for repeated 10-grams of tokens.
     overlong: width in tokens of DAPO's soft punishment before the cut.
     """
 
@@ -63,7 +78,22 @@ class Reward:
 
 @dataclass(frozen=True)
 class Reinforcement:
-    """GRPO and its kin. ``steps`` × ``prompts`` problems × ``samples`` replies; ``updates`` optimizer steps on each."""
+    """GRPO and its kin, with AdamW.
+
+    method: the four small functions of recipes/methods.py.
+    steps: rollout batches.
+    prompts: problems of one step.
+    samples: replies to each problem.
+    updates: optimizer steps on each batch, on disjoint parts of it.
+    max_tokens: longest reply, in tokens.
+    lr: learning rate, falling linearly over all steps.
+    final: what it falls to, as a share of lr.
+    clip_low: ratios are clipped below 1 − this.
+    clip_high: ratios are clipped above 1 + this.
+    beta: weight of the KL term to the reference.
+    entropy_bonus: weight of the entropy in what is maximised.
+    reference_every: the reference becomes the policy every so many steps; 0: never.
+    """
 
     method: MethodName = "tiny"
     steps: int = 120
@@ -82,7 +112,11 @@ class Reinforcement:
 
 @dataclass(frozen=True)
 class TinySettings:
-    """``workers``: processes that share every step, one per core. Results repeat bit by bit for the same number."""
+    """Everything that a run depends on.
+
+    seed: of weights, corpus, problems and samples; not of the splits.
+    workers: processes that share every step, one per core; results repeat bit by bit for the same number.
+    """
 
     seed: int = 0
     workers: int = 2
