@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import torch
-from rollout import random_model, theirs
+from peer import random_model, theirs
 
 from longthought.algorithms.objective import GRPO, clipped_surrogate
 from longthought.algorithms.weighting import token_mean
