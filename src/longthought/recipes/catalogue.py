@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
@@ -61,10 +62,13 @@ def _import(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside a user's file
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise SettingsError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.dont_write_bytecode = before
     return module
 
 
