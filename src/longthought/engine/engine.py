@@ -76,9 +76,9 @@ class _Wave:
         """Compute the new prompts, all but their last token, which the first decoding step feeds."""
         if not rows:
             return
-        needed = list(dict.fromkeys(row.prompt for _, row in rows))
+        needed = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for _, row in rows))}
         slots = torch.tensor([slot for slot, _ in rows])
-        which = torch.tensor([needed.index(row.prompt) for _, row in rows])
+        which = torch.tensor([needed[row.prompt] for _, row in rows])
         self._prefill([prompts[i] for i in needed], slots, which)
         self.next[slots] = torch.tensor([prompts[row.prompt][-1] for _, row in rows])
         self.count[slots] = 0
