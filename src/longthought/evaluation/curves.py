@@ -74,7 +74,7 @@ RESULTS: tuple[CurvePanel, ...] = (
         "Live groups",
         "groups (%)",
         (("live", "training prompts"),),
-        "A live group is a problem whose sampled answers did not all earn the same: only these teach anything.",
+        "A live group is a problem that has right and wrong answers among those sampled: the others teach little.",
         100.0,
     ),
     CurvePanel(
