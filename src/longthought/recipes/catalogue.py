@@ -58,10 +58,12 @@ def find(name: str) -> Recipe:
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"longthought_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside a user's file
     try:
         spec.loader.exec_module(module)
