@@ -59,8 +59,12 @@ class Renderer(Protocol):
         """Tokens that end where the assistant starts."""
         ...
 
+    def example(self, messages: Sequence[Message]) -> tuple[TokenIds, tuple[bool, ...]]:
+        """Tokens of a finished conversation, and a mask that is True on its last message, the end included."""
+        ...
+
     def text(self, completion: TokenIds) -> str:
-        """What the model wrote, stop token removed."""
+        """The assistant's reply, stop token removed. What the prompt put into its mouth (``<think>``) is part of it."""
         ...
 
 

@@ -25,9 +25,11 @@ class Outcome(StrEnum):
     """What became of an attempt to grade. Only ``GRADED`` and ``UNPARSABLE`` carry a value."""
 
     GRADED = "graded"
-    UNPARSABLE = "unparsable"
+    UNPARSABLE = "unparsable"  # the reply holds no answer that could be read: value 0
+    NO_GOLD = "no_gold"  # the problem's own answer cannot be read: the fault is not the reply's
     TIMED_OUT = "timed_out"
     CRASHED = "crashed"
+    INVALID = "invalid"  # the verifier returned something that is no grade
 
 
 class Finish(StrEnum):
