@@ -1,6 +1,7 @@
 """Shapes in annotations are executed by the tests."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -31,6 +32,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def named(value: object) -> str:
+    """Name of a test's parameter, the same in every process: functions have no addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def tiny_model(seed: int = 0, **changes: object) -> Transformer:

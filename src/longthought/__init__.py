@@ -1,3 +1,130 @@
-"""longthought: turn a base language model into a reasoning model, and let it think at test time."""
+"""longthought: turn a base language model into a reasoning model, and let it think at test time.
 
-__version__ = "0.1.0"
+    import longthought as lt
+
+    policy = lt.load("my-model")                                       # a folder in Hugging Face layout
+    logits = policy.model(tokens)                                      # (N, T) → (N, T, V), float32
+    replies = lt.Engine(policy).sample(["2 + 2 = ?"], lt.SamplingParams(count=4))
+    task = lt.FileTask.read("problems.jsonl", grading=lt.Grading(lt.Math()))
+    trained = lt.train(lt.RL(task, lt.method("grpo")), "my-model", "runs/mine")
+
+Names are imported when they are first used, so that ``import longthought`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from longthought.core.version import __version__ as __version__
+
+_PLACES: Final = {
+    "core.errors": ("LongthoughtError", "SettingsError", "DataError", "CheckpointError", "RunError"),
+    "core.types": (
+        "Message",
+        "Problem",
+        "Verdict",
+        "Score",
+        "Outcome",
+        "SamplingParams",
+        "Completion",
+        "Finish",
+        "Rollout",
+        "Batch",
+        "PolicyOutput",
+        "Loss",
+    ),
+    "engine.engine": ("Engine", "EngineSettings"),
+    "runs.artifacts": ("Checkpoint", "Policy", "load"),
+    "runs.run": ("Run",),
+    "models.lora": ("LoRA",),
+    "stages.rl": ("RL",),
+    "stages.method": ("Method", "Critic", "KLReward", "Refill"),
+    "stages.measure": ("Evaluate",),
+    "evaluation.evaluate": ("EvaluationSettings", "evaluate", "summarize"),
+    "recipes.methods": ("Knobs", "method"),
+    "recipes.script": ("train",),
+    "training.optimizer": ("AdamW", "Schedule"),
+    "tasks.grading": ("Grading",),
+    "tasks.files": ("FileTask",),
+    "tasks.file_problems": ("Reading",),
+    "tasks.fields": ("Fields",),
+    "tasks.mixture": ("Mixture",),
+    "verifiers.function": ("Function",),
+    "verifiers.math": ("Math", "equivalent"),
+    "verifiers.choice": ("Choice",),
+    "verifiers.exact": ("Exact", "Number", "SetMatch"),
+    "verifiers.judge": ("Judge", "PairJudge"),
+    "verifiers.endpoint": ("Endpoint",),
+    "text.templates": ("Template", "TEMPLATES"),
+}
+_MODULES: Final = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [*_MODULES, "__version__"]
+
+if TYPE_CHECKING:
+    from longthought.core.errors import CheckpointError as CheckpointError
+    from longthought.core.errors import DataError as DataError
+    from longthought.core.errors import LongthoughtError as LongthoughtError
+    from longthought.core.errors import RunError as RunError
+    from longthought.core.errors import SettingsError as SettingsError
+    from longthought.core.types import Batch as Batch
+    from longthought.core.types import Completion as Completion
+    from longthought.core.types import Finish as Finish
+    from longthought.core.types import Loss as Loss
+    from longthought.core.types import Message as Message
+    from longthought.core.types import Outcome as Outcome
+    from longthought.core.types import PolicyOutput as PolicyOutput
+    from longthought.core.types import Problem as Problem
+    from longthought.core.types import Rollout as Rollout
+    from longthought.core.types import SamplingParams as SamplingParams
+    from longthought.core.types import Score as Score
+    from longthought.core.types import Verdict as Verdict
+    from longthought.engine.engine import Engine as Engine
+    from longthought.engine.engine import EngineSettings as EngineSettings
+    from longthought.evaluation.evaluate import EvaluationSettings as EvaluationSettings
+    from longthought.evaluation.evaluate import evaluate as evaluate
+    from longthought.evaluation.evaluate import summarize as summarize
+    from longthought.models.lora import LoRA as LoRA
+    from longthought.recipes.methods import Knobs as Knobs
+    from longthought.recipes.methods import method as method
+    from longthought.recipes.script import train as train
+    from longthought.runs.artifacts import Checkpoint as Checkpoint
+    from longthought.runs.artifacts import Policy as Policy
+    from longthought.runs.artifacts import load as load
+    from longthought.runs.run import Run as Run
+    from longthought.stages.measure import Evaluate as Evaluate
+    from longthought.stages.method import Critic as Critic
+    from longthought.stages.method import KLReward as KLReward
+    from longthought.stages.method import Method as Method
+    from longthought.stages.method import Refill as Refill
+    from longthought.stages.rl import RL as RL
+    from longthought.tasks.fields import Fields as Fields
+    from longthought.tasks.file_problems import Reading as Reading
+    from longthought.tasks.files import FileTask as FileTask
+    from longthought.tasks.grading import Grading as Grading
+    from longthought.tasks.mixture import Mixture as Mixture
+    from longthought.text.templates import TEMPLATES as TEMPLATES
+    from longthought.text.templates import Template as Template
+    from longthought.training.optimizer import AdamW as AdamW
+    from longthought.training.optimizer import Schedule as Schedule
+    from longthought.verifiers.choice import Choice as Choice
+    from longthought.verifiers.endpoint import Endpoint as Endpoint
+    from longthought.verifiers.exact import Exact as Exact
+    from longthought.verifiers.exact import Number as Number
+    from longthought.verifiers.exact import SetMatch as SetMatch
+    from longthought.verifiers.function import Function as Function
+    from longthought.verifiers.judge import Judge as Judge
+    from longthought.verifiers.judge import PairJudge as PairJudge
+    from longthought.verifiers.math import Math as Math
+    from longthought.verifiers.math import equivalent as equivalent
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'longthought' has no attribute {name!r}")
+    return getattr(import_module(f"longthought.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

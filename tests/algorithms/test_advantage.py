@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from longthought.algorithms.advantage import (
     EPSILON,
     PerGroup,
+    batch_centered,
     batch_normalized,
     gae,
+    global_normalized,
     group_centered,
     group_normalized,
     leave_one_out,
+    minus_baseline,
+    optimal_baseline,
     per_group,
+    rescaled_centered,
 )
 from longthought.core.errors import SettingsError
 
@@ -143,6 +148,65 @@ def test_batch_normalized_degenerate():
         batch_normalized(torch.tensor([1.0, 0.0]), torch.tensor([0, 0, 1]))
 
 
+@pytest.mark.parametrize(("ddof", "value"), [(1, 2.474874), (0, 2.645751)])
+def test_one_right_of_eight_under_both_deviations(ddof, value):
+    """Sample deviation: TRL, verl, OpenRLHF. Population: AReaL."""
+    assert float(group_normalized(tensor([1] + [0] * 7), ddof=ddof)[0]) == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-6, 1e-9])
+def test_no_epsilon_wakes_equal_rewards(epsilon):
+    r = torch.full((16,), 0.97)
+    assert torch.count_nonzero(group_normalized(r, epsilon=epsilon)) == 0
+    assert torch.count_nonzero(global_normalized(r, torch.arange(16), epsilon=epsilon)) == 0
+    assert torch.count_nonzero(batch_normalized(r, torch.arange(16) // 2, epsilon=epsilon)) == 0
+    assert float(group_normalized(tensor([1e-4, 0.0]), epsilon=epsilon)[0]) == pytest.approx(
+        5e-5 / (5e-5 * 2**0.5 + epsilon)
+    )
+
+
+def test_batch_baselines_by_hand():
+    r, group = tensor([1, 0, NAN, 2]), torch.tensor([0, 1, 2, 3])
+    assert batch_centered(r, group).tolist() == [0.0, -1.0, 0.0, 1.0]
+    assert global_normalized(r, group).tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0], abs=1e-5)
+    assert global_normalized(r, group, ddof=0).tolist() == pytest.approx([0, -(1.5**0.5), 0, 1.5**0.5], abs=1e-5)
+    assert batch_centered(torch.tensor([1, 0]), group[:2]).dtype == torch.float32
+    with pytest.raises(SettingsError, match=r"G >= 2"):
+        batch_centered(r[:1], group[:1])
+
+
+def test_minus_baseline_by_hand():
+    assert minus_baseline(tensor([1, 0, NAN, 1]), tensor([0.5, 1, 0, NAN])).tolist() == [0.5, -1.0, 0.0, 0.0]
+    with pytest.raises(SettingsError, match="infinite"):
+        minus_baseline(tensor([1.0]), tensor([math.inf]))
+
+
+def test_optimal_baseline_by_hand():
+    """Lengths 1, 3 and an absent 9: b = (1·1 + 3·0) / 4."""
+    found = optimal_baseline(tensor([1, 0, NAN]), torch.tensor([1, 3, 9]))
+    assert found.tolist() == [0.75, -0.25, 0.0]
+    same = optimal_baseline(tensor([1, 0, 0]), torch.tensor([5, 5, 5]))
+    torch.testing.assert_close(same, group_centered(tensor([1, 0, 0])))
+    assert torch.count_nonzero(optimal_baseline(torch.full((3,), 0.97), torch.tensor([1, 2, 3]))) == 0
+
+
+def test_optimal_baseline_has_the_least_variance_it_promises():
+    """Where ‖∇ log π‖² = length, E‖(r - b) ∇ log π‖² is least at b: no other baseline of a grid is better."""
+    r, lengths = tensor([1, 0, 0.5, 2]), tensor([3, 10, 1, 4])
+    best = float(((optimal_baseline(r, lengths) ** 2) * lengths).sum())
+    for baseline in torch.linspace(-1, 3, 81).double():
+        assert float(((r - baseline) ** 2 * lengths).sum()) >= best - 1e-12
+
+
+def test_rescaled_centered_by_hand():
+    """Two of three groups differ, so gaps grow by 6 / 4."""
+    r, group = tensor([1, 0, 1, 1, 0, 2]), torch.tensor([0, 0, 1, 1, 2, 2])
+    assert rescaled_centered(r, group).tolist() == [0.75, -0.75, 0.0, 0.0, -1.5, 1.5]
+    r[1] = NAN  # then five replies are there, two of them in a group whose rewards differ
+    assert rescaled_centered(r, group).tolist() == [0.0, 0.0, 0.0, 0.0, -2.5, 2.5]
+    assert rescaled_centered(torch.ones(4), torch.tensor([0, 0, 1, 1])).tolist() == [0.0] * 4
+
+
 def row(*values):
     return tensor([list(values)])
 
@@ -187,6 +251,19 @@ def test_gae_monte_carlo_limit_and_no_gradient():
     torch.testing.assert_close(returns, rewards.flip(1).cumsum(1).flip(1))
     assert not advantages.requires_grad
     assert not returns.requires_grad
+
+
+def test_gae_with_a_lambda_per_row():
+    generator = torch.Generator().manual_seed(0)
+    rewards, values, after = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 5, generator=generator) < 0.7
+    both = gae(rewards, values, after, mask, 0.9, tensor([0.3, 0.8]))
+    for i, lam in enumerate((0.3, 0.8)):
+        one = gae(rewards, values, after, mask, 0.9, lam)
+        for found, expected in zip(both, one, strict=True):
+            torch.testing.assert_close(found[i], expected[i])
+    with pytest.raises(SettingsError, match="lam"):
+        gae(rewards, values, after, mask, 0.9, tensor([0.3, 1.1]))
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.1, 1.0), (1.0, -0.1), (NAN, 1.0)])

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longthought.algorithms.shaping import cosine_reward, length_reward, overlong_penalty, repetition_penalty
+from longthought.algorithms.shaping import (
+    cosine_reward,
+    length_reward,
+    overlong_penalty,
+    repetition_penalties,
+    repetition_penalty,
+    target_length_penalty,
+)
 from longthought.core.errors import SettingsError
 
 LENGTHS = [100, 200, 300, 400, 500]
@@ -117,6 +124,44 @@ def test_repetition_properties(ids, n):
 def test_repetition_refuses(n, penalty):
     with pytest.raises(SettingsError, match="repetition_penalty"):
         repetition_penalty([1, 2, 3], n, penalty)
+
+
+@pytest.mark.parametrize(
+    ("n", "text", "penalised"),
+    [
+        (2, "a b c a b d", "...xx."),  # the first occurrence is free
+        (2, "a a a a", ".xxx"),  # overlapping repeats do not add up
+        (3, "a b c a b c a", "...xxxx"),
+        (1, "a b a", "..x"),
+        (4, "a b a", "..."),
+        (2, "", ""),
+    ],
+)
+def test_dense_repetition_by_hand(n, text, penalised):
+    expected = [-0.05 if mark == "x" else 0.0 for mark in penalised]
+    assert repetition_penalties(text.split(), n, -0.05) == expected
+
+
+@given(st.lists(st.integers(0, 2), max_size=25), st.integers(1, 4))
+def test_dense_repetition_is_membership_in_a_later_copy(ids, n):
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    copies = [i for i, gram in enumerate(grams) if gram in grams[:i]]
+    expected = [-1.0 if any(i <= t < i + n for i in copies) else 0.0 for t in range(len(ids))]
+    assert repetition_penalties(ids, n, -1.0) == expected
+    assert (repetition_penalty(ids, n, -1.0) == 0.0) == (not copies)
+
+
+def test_dense_repetition_refuses():
+    for n, penalty in ((0, -1.0), (2, 0.1), (2, math.nan)):
+        with pytest.raises(SettingsError, match="repetition_penalties"):
+            repetition_penalties([1, 2], n, penalty)
+
+
+def test_target_length():
+    assert [target_length_penalty(length, 100, 0.01) for length in (80, 100, 130)] == pytest.approx([-0.2, 0.0, -0.3])
+    for arguments in ((-1, 10, 1.0), (1, -10, 1.0), (1, 10, -1.0), (1, 10, math.nan)):
+        with pytest.raises(SettingsError, match="target_length_penalty"):
+            target_length_penalty(*arguments)
 
 
 @pytest.mark.parametrize(("length", "value"), [(50, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (110, -1)])

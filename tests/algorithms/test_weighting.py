@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean, weighted_sum
+from longthought.algorithms.weighting import (
+    constant,
+    positive_mean,
+    sequence_mean,
+    sequence_sum,
+    token_mean,
+    weighted_sum,
+)
 from longthought.core.errors import SettingsError
 
 LOSS = torch.tensor([[1.0, 2.0, 3.0, 9.0], [4.0, 9.0, 9.0, 9.0]])
@@ -82,3 +89,10 @@ def test_weight_zero_wins_against_nan():
     value.backward()
     assert float(value.detach()) == 2.0
     assert x.grad.tolist() == [2.0, 0.0, 0.0]
+
+
+def test_positive_mean_is_the_token_mean_of_right_replies():
+    mask = mask_of([3, 5, 0, 2])
+    found = positive_mean(mask, torch.tensor([True, False, True, True]))
+    assert found.sum(1).tolist() == pytest.approx([0.6, 0.0, 0.0, 0.4])
+    assert torch.count_nonzero(positive_mean(mask, torch.zeros(4, dtype=torch.bool))) == 0

@@ -156,6 +156,8 @@ def test_eval_prints_json_and_touches_nothing(run: Path, capsys: Capture) -> Non
         "samples": 2,
         "max_tokens": 12,
         "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
         "split": "dev",
         "seed": 5,
     }

@@ -1,15 +1,22 @@
 """The engine against the plain forward pass."""
 
+import math
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model
-from longthought.core.errors import DataError, SettingsError
+from longthought.core.errors import DataError, LongthoughtError, SettingsError
 from longthought.core.types import Completion, Finish, SamplingParams, rows_of
 from longthought.engine.engine import Engine, EngineSettings
-from longthought.engine.sampling import draw, sample_key, uniforms
+from longthought.engine.sampling import distribution, draw, sample_key, uniforms
+from longthought.engine.sharding import ShardedEngine
 from longthought.models.attention import PackedAttention
 from longthought.models.transformer import Transformer
 from longthought.training.learner import evaluate_policy
@@ -31,11 +38,14 @@ def plain_sample(model: Transformer, prompt: tuple[int, ...], params: SamplingPa
     limit = min(params.max_tokens, model.config.max_position_embeddings - len(prompt))
     for position in range(limit):
         logits = plain_next(model, prompt + tuple(tokens))
-        token, logp = draw(logits[None], random[position : position + 1], params.temperature)
+        logp = distribution(logits[None], [prompt + tuple(tokens)], params, [position])
+        token, _ = draw(logp, random[position : position + 1], greedy=params.temperature == 0)
         tokens.append(int(token))
-        logps.append(float(logp))
+        logps.append(float(logp[0, token]))
         if tokens[-1] in params.stop_tokens:
             return Completion(tuple(tokens), tuple(logps), Finish.STOP)
+        if position + 1 >= params.min_tokens and letters(tokens).endswith(params.stop):
+            return Completion(tuple(tokens), tuple(logps), Finish.STOP_STRING)
     cut = Finish.LENGTH if limit == params.max_tokens else Finish.BUDGET
     return Completion(tuple(tokens), tuple(logps), cut)
 
@@ -52,6 +62,122 @@ def test_equals_plain_sampling_whatever_the_slots(model: Transformer, slots: int
             assert completion.token_ids == expected.token_ids
             assert completion.finish == expected.finish
             assert completion.logprobs == pytest.approx(expected.logprobs, abs=2e-5)
+
+
+def letters(tokens: Sequence[int]) -> str:
+    """A decoder: token 0 is a, 1 is b, …"""
+    return "".join(chr(ord("a") + token) for token in tokens)
+
+
+def shy(tokens: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    """A processor that knows all of the tokens so far, and their order."""
+    logits[(3 * len(tokens) + tokens[0] + tokens[-1]) % len(logits)] -= 1.5
+    return logits
+
+
+@given(
+    slots=st.sampled_from([1, 2, 5, 64]),
+    kept=st.sampled_from([(0, 1.0, 0.0), (4, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1), (9, 0.9, 0.05)]),
+    least=st.sampled_from([0, 6]),
+    temperature=st.sampled_from([0.0, 0.8, 1.5]),
+    penalty=st.sampled_from([0.7, 1.0, 1.4]),
+    own=st.sampled_from([(), (shy,), (shy, shy)]),
+    order=st.permutations(PROMPTS[:3]),
+)
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_equals_plain_sampling_with_every_option(slots, kept, least, temperature, penalty, own, order) -> None:
+    """Whatever the slots, the neighbours and the refills: the definition, one row at a time."""
+    model = tiny_model()
+    params = SamplingParams(
+        2, 10, temperature, 11, (2, 5), ("gh", "ghi", "q"), least, *kept, penalty, ((3, 1.0), (7, -2.0)), (8,), own
+    )
+    groups = Engine(model, EngineSettings(slots), letters).sample(order, params)
+    for prompt, group in zip(order, groups):
+        for sample, completion in enumerate(group):
+            expected = plain_sample(model, prompt, params, sample)
+            assert completion.token_ids == expected.token_ids
+            assert completion.finish == expected.finish
+            assert completion.logprobs == pytest.approx(expected.logprobs, abs=2e-5)
+
+
+class Aside:
+    """A team whose members are this process; what goes to them is pickled."""
+
+    def __init__(self, size: int, handlers: dict[str, Any]) -> None:
+        self.size, self.handlers = size, handlers
+
+    def call(self, name: str, parts: Sequence[tuple[Any, ...]]) -> list[Any]:
+        calls = [pickle.loads(pickle.dumps((member, *part))) for member, part in enumerate(parts)]
+        return [self.handlers[name](*call) for call in calls]
+
+
+def test_members_of_a_team_change_nothing(model: Transformer) -> None:
+    params = SamplingParams(
+        3, 14, 0.9, 2, stop=("gh", "c"), top_p=0.9, repetition_penalty=1.2, processors=(shy,), top_logprobs=2
+    )
+    alone = Engine(model, decode=letters).sample(PROMPTS, params)
+    for size in (2, 3, 9):
+        sharded = ShardedEngine(Engine(model, decode=letters))
+        sharded.join(Aside(size, sharded.handlers))
+        for group, expected in zip(sharded.sample(PROMPTS, params), alone):
+            assert [c.token_ids for c in group] == [c.token_ids for c in expected]
+            assert [c.finish for c in group] == [c.finish for c in expected]
+    with pytest.raises(SettingsError, match="processors cannot be sent"):
+        sharded.sample(PROMPTS, SamplingParams(processors=(lambda tokens, logits: logits,)))
+
+
+def test_alternatives_are_the_most_likely_tokens(model: Transformer) -> None:
+    params = SamplingParams(4, 6, 0.7, top_k=3, top_logprobs=5)
+    for completion in Engine(model).sample([(1, 2, 3)], params)[0]:
+        said = (1, 2, 3)
+        for token, logprob, best in zip(
+            completion.token_ids, completion.logprobs, completion.alternatives, strict=True
+        ):
+            logp = distribution(plain_next(model, said)[None], [said], params)[0]
+            expected = logp.sort(descending=True)
+            assert [t for t, _ in best] == expected.indices[:3].tolist()
+            assert [value for _, value in best] == pytest.approx(expected.values[:3].tolist(), abs=2e-5)
+            assert dict(best)[token] == logprob
+            said += (token,)
+    assert Engine(model).sample([(1,)], SamplingParams(max_tokens=2))[0][0].alternatives == ()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_tensor_is_made_where_the_model_is(model: Transformer, temperature: float) -> None:
+    """With another default device, a tensor that was made without one could not meet the others."""
+    params = SamplingParams(
+        4, 10, temperature, 0, (2,), ("gh",), 2, 5, 0.9, 0.01, 1.2, ((3, 1.0),), (8,), (shy,), top_logprobs=2
+    )
+    for some in (params, SamplingParams(4, 10, temperature, stop_tokens=(2,))):
+        expected = Engine(model, EngineSettings(7), letters).sample(PROMPTS, some)
+        with torch.device("meta"):
+            assert Engine(model, EngineSettings(7), letters).sample(PROMPTS, some) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_logprobs_of_other_types_are_normalized_in_float32_or_wider(dtype: torch.dtype) -> None:
+    params = SamplingParams(3, 8, top_logprobs=23)
+    for group in Engine(tiny_model().to(dtype)).sample(PROMPTS, params):
+        for completion in group:
+            for best in completion.alternatives:
+                assert sum(math.exp(logprob) for _, logprob in best) == pytest.approx(1, abs=1e-5)
+
+
+def test_where_no_token_is_left_the_sampler_says_so(model: Transformer) -> None:
+    nothing = SamplingParams(max_tokens=4, processors=(lambda tokens, logits: logits - math.inf,))
+    with pytest.raises(LongthoughtError, match=r"after 0 tokens of a reply to prompt 0.*processor"):
+        Engine(model).sample(PROMPTS, nothing)
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = math.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(LongthoughtError, match="diverged"):
+            Engine(model).sample(PROMPTS, SamplingParams(max_tokens=4, temperature=temperature))
+
+
+@pytest.mark.parametrize("made", [3.0, torch.zeros(4), torch.zeros(1, 23)], ids=str)
+def test_a_processor_that_returns_no_logits_is_refused(model: Transformer, made: object) -> None:
+    with pytest.raises(SettingsError, match=r"processors: .* returned"):
+        Engine(model).sample([(1,)], SamplingParams(processors=(lambda tokens, logits: made,)))
 
 
 def test_some_stop_and_some_are_cut(model: Transformer) -> None:
@@ -99,14 +225,28 @@ def test_version_is_stamped(model: Transformer) -> None:
     [
         ([()], SamplingParams(), DataError),
         ([(1,) * 64], SamplingParams(), DataError),
+        ([(1,), (3, 23)], SamplingParams(), DataError),
+        ([(-1,)], SamplingParams(), DataError),
+        ([(1.0,)], SamplingParams(), DataError),
+        (["one"], SamplingParams(), DataError),
+        ([7], SamplingParams(), DataError),
         ([(1,)], SamplingParams(temperature=-1), SettingsError),
-        ([(1,)], SamplingParams(max_tokens=0), SettingsError),
-        ([(1,)], SamplingParams(count=0), SettingsError),
+        ([], SamplingParams(max_tokens=0), SettingsError),
+        ([(1,)], SamplingParams(stop=("a",)), SettingsError),
     ],
 )
 def test_refusals(model: Transformer, prompts: list, params: SamplingParams, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        Engine(model).sample(prompts, params)
+    sharded = ShardedEngine(Engine(model))
+    sharded.join(Aside(2, sharded.handlers))
+    for sampler in (Engine(model), sharded):
+        with pytest.raises(error):
+            sampler.sample(prompts, params)
+
+
+def test_any_sequence_of_integers_is_a_prompt(model: Transformer) -> None:
+    expected = Engine(model).sample([(1, 2, 3)], SamplingParams(max_tokens=5))
+    for prompt in ([1, 2, 3], np.array([1, 2, 3]), torch.tensor([1, 2, 3])):
+        assert Engine(model).sample([prompt], SamplingParams(max_tokens=5)) == expected
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -125,9 +265,28 @@ def test_uniforms_are_uniform() -> None:
 
 def test_draw_never_takes_an_impossible_token() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).repeat(3, 1)
-    tokens, logp = draw(logits, torch.tensor([1e-17, 0.5, 1 - 1e-16], dtype=torch.float64), 1.0)
+    tokens, logp = draw(logits, torch.tensor([1e-17, 0.5, 1 - 1e-16], dtype=torch.float64), greedy=False)
     assert tokens.tolist() == [1, 1, 1]
-    assert logp.tolist() == [0.0, 0.0, 0.0]
+    assert logp[:, 1].tolist() == [0.0, 0.0, 0.0]
+
+
+@given(
+    st.lists(st.floats(-8, 8), min_size=2, max_size=12),
+    st.sampled_from([(0, 1.0, 0.0), (3, 1.0, 0.0), (0, 0.7, 0.0), (0, 1.0, 0.2)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_draws_follow_the_distribution_exactly(values: list[float], kept: tuple[int, float, float]) -> None:
+    """Of 1000 evenly spaced numbers a token of probability p gets 1000 p, up to the two ends of its interval."""
+    count = 1000
+    top_k, top_p, min_p = kept
+    params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
+    logp = distribution(torch.tensor([values]), [(0,)], params)
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    tokens, _ = draw(logp.expand(count, -1), u, greedy=False)
+    seen = torch.bincount(tokens, minlength=len(values))
+    assert bool(((seen - count * logp[0].double().exp()).abs() <= 1 + 1e-3).all())
+    assert bool((seen[logp[0] == -math.inf] == 0).all())
+    assert bool((tokens.diff() >= 0).all())
 
 
 @pytest.mark.parametrize("kind", [{"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}, {"num_key_value_heads": 4}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from math import sqrt
+from math import inf, sqrt
 
 import pytest
 import torch
@@ -61,11 +61,17 @@ def groups_of(*replies: list[str]) -> list[Group]:
     return evaluate(TASK, scripted(*replies), RENDERER, settings)
 
 
-def estimate(*means: float) -> Estimate:
+def estimate(*means: float, low: float = -inf, high: float = inf) -> Estimate:
     """Mean and interval over problems, from the formula."""
     n, mean = len(means), sum(means) / len(means)
     half = QUANTILE * sqrt(sum((m - mean) ** 2 for m in means) / (n - 1) / n)
-    return Estimate(pytest.approx(mean), pytest.approx(mean - half), pytest.approx(mean + half))
+    ends = (max(low, mean - half), min(high, mean + half))
+    return Estimate(pytest.approx(mean), *map(pytest.approx, ends))
+
+
+def share(*means: float) -> Estimate:
+    """The interval of a share ends where shares do."""
+    return estimate(*means, low=0.0, high=1.0)
 
 
 FIRST = ["right", WRONG, CUT, MIXED]
@@ -75,11 +81,12 @@ SECOND = ["right", "right", WRONG, "right"]
 def test_two_problems_by_hand() -> None:
     summary = summarize(groups_of(FIRST, SECOND), LEXICON, step=7)
     assert (summary.problems, summary.samples, summary.step) == (2, 4, 7)
-    assert summary.accuracy == estimate(1 / 4, 3 / 4)
-    assert summary.accuracy == Estimate(0.5, pytest.approx(0.5 - 0.25 * QUANTILE), pytest.approx(0.5 + 0.25 * QUANTILE))
-    assert summary.format_rate == estimate(3 / 4, 1)
-    assert summary.cut == estimate(1 / 4, 0)
-    assert summary.mixing == estimate(1 / 4, 0)
+    assert summary.accuracy == share(1 / 4, 3 / 4)
+    gap = 0.5 / 4 * QUANTILE  # of rejections: 1 and 1/2
+    assert summary.rejections == Estimate(0.75, pytest.approx(0.75 - 2 * gap), pytest.approx(0.75 + 2 * gap))
+    assert summary.format_rate == share(3 / 4, 1)
+    assert summary.cut == share(1 / 4, 0)
+    assert summary.mixing == share(1 / 4, 0)
     assert summary.rejections == estimate((0 + 2 + 0 + 2) / 4, 2 / 4)
     assert summary.reflections == estimate((0 + 1 + 1 + 0) / 4, 1 / 4)
     lengths = [
@@ -92,12 +99,12 @@ def test_two_problems_by_hand() -> None:
 def test_pass_at_k_by_hand() -> None:
     """1 - C(n - c, k) / C(n, k): with one of four right 1/4, 1/2, 1; with three of four right 3/4, 1, 1."""
     assert summarize(groups_of(FIRST, SECOND), LEXICON).pass_at_k == (
-        (1, estimate(1 / 4, 3 / 4)),
-        (2, estimate(1 / 2, 1)),
-        (4, estimate(1, 1)),
+        (1, share(1 / 4, 3 / 4)),
+        (2, share(1 / 2, 1)),
+        (4, share(1, 1)),
     )
     three = summarize(groups_of(["right", WRONG, WRONG], [WRONG] * 3), LEXICON)
-    assert three.pass_at_k == ((1, estimate(1 / 3, 0)), (2, estimate(2 / 3, 0)))
+    assert three.pass_at_k == ((1, share(1 / 3, 0)), (2, share(2 / 3, 0)))
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=2, max_size=4))

@@ -17,7 +17,7 @@ CASES = [
     ("<think>a", "a", ""),  # the closing tag is missing
     ("<think>", "", ""),
     ("<think></think>", "", ""),
-    ("\n<think>a</think>b", "a", "\nb"),
+    ("\n<think>a</think>b", "a", "b"),
     ("so <think>a</think> b", "a", "so  b"),
     ("<think>a<think>b</think>c</think>d", "a<think>b", "c</think>d"),
     ("<think>a</think>b<think>c</think>d", "a", "b<think>c</think>d"),
@@ -36,7 +36,13 @@ OPENED = [
     ("a", "a", ""),
     ("a</think>b", "a", "b"),
     ("</think>b", "", "b"),
-    ("<think>a</think>b", "<think>a", "b"),
+    ("<think>a</think>b", "a", "b"),  # opened again
+    (" \n<think>a</think>b", "a", "b"),
+    ("<think><think>a</think>b", "<think>a", "b"),
+    ("a<think>b</think>c", "a<think>b", "c"),
+    (" \n", " \n", ""),
+    (" <thi", " <thi", ""),
+    (" <thin</think>b", " <thin", "b"),
     ("a</think>b</think>c", "a", "b</think>c"),
     ("a</thin", "a</thin", ""),
 ]
@@ -79,7 +85,9 @@ def test_every_chunking_gives_the_whole(text: str, cuts: list[int], opened: bool
 def test_nothing_is_lost(text: str, opened: bool) -> None:
     reasoning, content = split(text, opened)
     tags = len(text) - len(reasoning) - len(content)
-    assert tags in {0, len("<think>"), len("</think>"), len("<think></think>")}
+    before = text[: text.find("<think>")] if "<think>" in text else ""
+    space = len(before) if not before.strip() else 0  # belongs to the opening tag
+    assert tags in {0, len("</think>"), *(space + len(tags) for tags in ("<think>", "<think></think>"))}
 
 
 def test_streaming_does_not_wait_longer_than_it_must() -> None:

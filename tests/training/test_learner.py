@@ -162,8 +162,8 @@ def test_the_gap_is_measured() -> None:
     exact = torch.where(batch.mask, learner.logprobs(batch), 0.0)
     same = Batch(batch.tokens, batch.lengths, batch.mask, batch.weight, batch.advantage, exact)
     off = Batch(batch.tokens, batch.lengths, batch.mask, batch.weight, batch.advantage, exact + 0.25)
-    assert learner.accumulate(same, GRPO()).means()["logprob_gap"] < 1e-6
-    assert learner.accumulate(off, GRPO()).means()["logprob_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert learner.accumulate(same, GRPO())[0].means()["logprob_gap"] < 1e-6
+    assert learner.accumulate(off, GRPO())[0].means()["logprob_gap"] == pytest.approx(0.25, abs=1e-5)
 
 
 def test_orthogonalize_flattens_singular_values() -> None:
@@ -196,7 +196,7 @@ def test_metrics_are_means_whatever_the_weighting_and_the_cut() -> None:
     for weighting in WEIGHTINGS:
         batch = ragged_batch(4, weighting)
         found = [
-            PolicyLearner(tiny_model(), AdamW(), 1, 1.0, LearnerSettings(micro)).step(batch, GRPO())
+            PolicyLearner(tiny_model(), AdamW(), 1, 1.0, LearnerSettings(micro)).step(batch, GRPO()).metrics
             for micro in (20, 10_000)
         ]
         assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)

@@ -35,7 +35,7 @@ def test_a_team_steps_as_one_process(workers: int) -> None:
     learner, team = sharded(workers)
     with team:
         for step in range(3):
-            expected, found = (one.step(ragged_batch(step), GRPO()) for one in (alone, learner))
+            expected, found = (one.step(ragged_batch(step), GRPO()).metrics for one in (alone, learner))
             assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
         again = learner.logprobs(ragged_batch(9))
     torch.testing.assert_close(again, alone.logprobs(ragged_batch(9)), rtol=1e-6, atol=1e-6)

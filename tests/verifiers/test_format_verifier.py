@@ -9,6 +9,7 @@ KEPT = [
     "<think></think><answer></answer>",
     "<think>a\nb</think>\n\n<answer>c\nd</answer>",
     "<think>a < b > c</think> <answer>x</answer>",
+    " <think> a </think> <answer> 1 </answer>\n",
 ]
 
 BROKEN = [
@@ -20,11 +21,9 @@ BROKEN = [
     "<think> a <answer> 1 </answer>",
     "a </think> <answer> 1 </answer>",
     "<think> a </think> <answer> 1",
-    " <think> a </think> <answer> 1 </answer>",
     "well <think> a </think> <answer> 1 </answer>",
     "<think> a </think> so <answer> 1 </answer>",
     "<think> a </think> <answer> 1 </answer> done",
-    "<think> a </think> <answer> 1 </answer>\n",
     "<think> a <think> b </think> <answer> 1 </answer>",
     "<think> a </think> </think> <answer> 1 </answer>",
     "<think> a </think> <answer> 1 </answer> <answer> 1 </answer>",

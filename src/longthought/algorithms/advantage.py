@@ -1,11 +1,12 @@
-"""Credit: from rewards to advantages.
+"""Credit: from rewards to one advantage per reply. (Credit per token: ``credit``.)
 
 Two shapes. Inside one group, (G,) → (G,), and over the batch of a step, (N,) rewards with (N,) group numbers → (N,).
 ``per_group`` lifts the first into the second, so that a stage applies either kind in one way.
 
 Common to all. Sums run in float64 and the result has the float dtype of the rewards (torch's default for integers).
-The standard deviation is the sample one (Bessel, division by n - 1), as in TRL and verl, and ``EPSILON`` (verl's) is
-added to it. A reward of NaN is absent: its sample leaves the baseline and has advantage 0.
+The standard deviation is the sample one (``ddof=1``: Bessel, division by n - 1), as in TRL, verl and OpenRLHF, and
+``epsilon`` is added to it: 1e-6 as in verl; TRL has 1e-4, OpenRLHF 1e-9. A reward of NaN is absent: its sample leaves
+the baseline and has advantage 0.
 """
 
 from __future__ import annotations
@@ -38,15 +39,14 @@ class BatchAdvantage(Protocol):
     def __call__(self, rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], /) -> Float[Tensor, " n"]: ...
 
 
-def group_normalized(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
-    """GRPO: Aᵢ = (rᵢ - mean r) / (std r + 1e-6), (G,) → (G,).
+def group_normalized(r: Shaped[Tensor, " g"], epsilon: float = EPSILON, ddof: int = 1) -> Float[Tensor, " g"]:
+    """GRPO: Aᵢ = (rᵢ - mean r) / (std r + epsilon), (G,) → (G,).
 
-    A group of equal rewards gives exact zeros. Raises SettingsError when G < 2.
+    A group of equal rewards gives exact zeros. As an Advantage with other settings: ``partial(group_normalized,
+    epsilon=1e-4)``.  Raises SettingsError when G < 2.
     Source: DeepSeekMath, arXiv:2402.03300, section 4.1.2.
     """
-    gap, count = _gaps(r)
-    deviation = (gap.square().sum() / max(count - 1, 1)).sqrt()
-    return (gap / (deviation + EPSILON)).to(_float_dtype(r))
+    return _scaled(*_gaps(r), epsilon, ddof).to(_float_dtype(r))
 
 
 def group_centered(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
@@ -69,19 +69,81 @@ def leave_one_out(r: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
     return (gap * (count / max(count - 1, 1))).to(_float_dtype(r))
 
 
-def batch_normalized(rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """REINFORCE++-baseline: (rᵢ - mean of its group) / (std of these gaps over the batch + 1e-6), (N,), (N,) → (N,).
+def optimal_baseline(r: Shaped[Tensor, " g"], lengths: Shaped[Tensor, " g"]) -> Float[Tensor, " g"]:
+    """OPO: Aᵢ = rᵢ - Σ lⱼ rⱼ / Σ lⱼ, the baseline that weighs replies by their number of tokens l, (G,), (G,) → (G,).
+
+    It has the least variance when the squared norm of ∇ log π(y) grows as the length. It holds rᵢ itself, so the
+    gradient is biased; with equal lengths it is ``group_centered``. ``credit.OPO`` applies it to a step.
+    A group of equal rewards gives exact zeros. Raises SettingsError when G < 2.  Source: arXiv:2505.23585.
+    """
+    gap, _ = _gaps(r)
+    share = torch.where(r.isnan(), 0.0, lengths.double())
+    moved = gap - (share * gap).sum() / share.sum().clamp(min=1.0)
+    return torch.where(r.isnan() | (gap == 0).all(), 0.0, moved).to(_float_dtype(r))
+
+
+def batch_normalized(
+    rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], epsilon: float = EPSILON, ddof: int = 1
+) -> Float[Tensor, " n"]:
+    """REINFORCE++-baseline: (rᵢ - mean of its group) / (std of these gaps over the batch + epsilon), (N,), (N,) → (N,).
 
     Unlike ``group_normalized`` it does not blow up groups that are almost all right or almost all wrong. Groups of
     equal rewards have advantage 0 and count in the deviation unless they were dropped before. A lone present reward has
     no baseline and gap 0. Raises SettingsError when a group has fewer than two rewards.
     Source: arXiv:2501.03262, section 3. Others divide by the deviation of the rewards (TRL ``scale_rewards="batch"``),
-    which also holds how much the problems differ, or weigh the deviation by tokens (verl).
+    which also holds how much the problems differ, or weigh the deviation by tokens (verl, OpenRLHF: that is
+    ``credit.ReinforcePlusPlus(baseline=True)``).
     """
     gap = per_group(group_centered)(rewards.double(), group)
-    count = int((~rewards.isnan()).sum())
-    deviation = (gap.square().sum() / max(count - 1, 1)).sqrt()
-    return (gap / (deviation + EPSILON)).to(_float_dtype(rewards))
+    return _scaled(gap, int((~rewards.isnan()).sum()), epsilon, ddof).to(_float_dtype(rewards))
+
+
+def batch_centered(rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """REINFORCE with a baseline: rᵢ - mean r over the batch; the groups are not looked at, (N,), (N,) → (N,).
+
+    With one reply per problem nothing else is to be had. The baseline holds rᵢ itself, so the expected gradient is
+    (N - 1) / N of the policy gradient. Raises SettingsError when N < 2.  Source: Williams 1992.
+    """
+    _check_batch(rewards, group)
+    return _gaps(rewards)[0].to(_float_dtype(rewards))
+
+
+def global_normalized(
+    rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], epsilon: float = EPSILON, ddof: int = 1
+) -> Float[Tensor, " n"]:
+    """REINFORCE++ of whole replies: (rᵢ - mean r) / (std r + epsilon) over the batch, (N,), (N,) → (N,).
+
+    The published codes take mean and deviation over tokens: ``credit.ReinforcePlusPlus``. Raises SettingsError when
+    N < 2.  Source: arXiv:2501.03262, section 3.
+    """
+    _check_batch(rewards, group)
+    return _scaled(*_gaps(rewards), epsilon, ddof).to(_float_dtype(rewards))
+
+
+def rescaled_centered(rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """GPG: α (rᵢ - mean of its group), α = replies / replies of groups whose rewards differ, (N,), (N,) → (N,).
+
+    α keeps the size of the gradient when groups without a signal dilute the batch. verl counts the replies whose
+    reward is not 0 instead. Raises SettingsError when a group has fewer than two rewards.
+    Source: arXiv:2504.02546.
+    """
+    gap = per_group(group_centered)(rewards.double(), group)
+    live = torch.isin(group, group[gap != 0]) & ~rewards.isnan()
+    scale = int((~rewards.isnan()).sum()) / max(int(live.sum()), 1)
+    return (gap * scale).to(_float_dtype(rewards))
+
+
+def minus_baseline(rewards: Shaped[Tensor, " n"], baselines: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """rᵢ - bᵢ, (N,), (N,) → (N,); 0 where either is absent. ReMax: bᵢ is the reward of the greedy reply to problem i.
+
+    Unbiased for every baseline that does not depend on reply i.  Source: ReMax, arXiv:2310.10505.
+    """
+    if rewards.dim() != 1 or rewards.shape != baselines.shape:
+        raise SettingsError(f"minus_baseline: need two (N,), got {tuple(rewards.shape)} and {tuple(baselines.shape)}")
+    gap = rewards.detach().double() - baselines.detach().double()
+    if gap.isinf().any():
+        raise SettingsError("minus_baseline: a reward or a baseline is infinite; they must be finite, or NaN if absent")
+    return gap.nan_to_num(nan=0.0).to(_float_dtype(rewards))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +153,7 @@ class PerGroup:
     credit: Advantage
 
     def __call__(self, rewards: Shaped[Tensor, " n"], group: Int[Tensor, " n"], /) -> Float[Tensor, " n"]:
-        if rewards.dim() != 1 or rewards.shape != group.shape:
-            shapes = f"{tuple(rewards.shape)} and {tuple(group.shape)}"
-            raise SettingsError(f"rewards and group numbers must both have shape (N,), got {shapes}")
+        _check_batch(rewards, group)
         advantage = torch.zeros(len(rewards), dtype=_float_dtype(rewards), device=rewards.device)
         for number in group.unique():
             rows = group == number
@@ -112,7 +172,7 @@ def gae(
     next_values: Float[Tensor, "n t"],
     mask: Bool[Tensor, "n t"],
     gamma: float,
-    lam: float,
+    lam: float | Tensor,
 ) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
     """Generalized advantage estimation: (advantages, returns), (N, T) each, 0 where ``mask`` is False.
 
@@ -121,11 +181,13 @@ def gae(
 
     values: V of the state before token t.  next_values: V of the state before the next token of the policy; at the last
     one 0 after an end token and the bootstrap V(s_T) where a budget cut the reply.  mask: True on the tokens of
-    the policy.  No gradient flows to the values.  Raises SettingsError when γ or λ is outside [0, 1].
+    the policy.  lam: λ, one for all or one per row (N,).  No gradient flows to the values.  Raises SettingsError when γ
+    or λ is outside [0, 1].
     Source: Schulman et al., arXiv:1506.02438, equation 16.
     """
     for name, rate in (("gamma", gamma), ("lam", lam)):
-        if not 0.0 <= rate <= 1.0:
+        wide = torch.as_tensor(rate)
+        if not ((wide >= 0) & (wide <= 1)).all():
             raise SettingsError(f"gae: {name} must be in [0, 1], got {rate}")
     known, after = values.detach().double(), next_values.detach().double()
     surprise = torch.where(mask, rewards.detach().double() + gamma * after - known, 0.0)
@@ -155,6 +217,18 @@ def _gaps(r: Tensor) -> tuple[Tensor, int]:
     if len(seen) >= 2 and float(seen.max() - seen.min()) > TOLERANCE:
         gap[present] = seen - seen.mean()
     return gap, len(seen)
+
+
+def _scaled(gap: Tensor, count: int, epsilon: float, ddof: int) -> Tensor:
+    """Gaps of ``count`` present rewards, divided by their standard deviation + epsilon."""
+    deviation = (gap.square().sum() / max(count - ddof, 1)).sqrt()
+    return gap / (deviation + epsilon)
+
+
+def _check_batch(rewards: Tensor, group: Tensor) -> None:
+    if rewards.dim() != 1 or rewards.shape != group.shape:
+        shapes = f"{tuple(rewards.shape)} and {tuple(group.shape)}"
+        raise SettingsError(f"rewards and group numbers must both have shape (N,), got {shapes}")
 
 
 def _float_dtype(x: Tensor) -> torch.dtype:

@@ -11,6 +11,8 @@ gradients: arXiv:2506.09477, arXiv:2510.01555):
     k3 = e⁻ᵈ - 1 + d        KL(π‖π_ref), unbiased         ∇KL(π_ref‖π), the forward KL
     k3_corrected = ρ k3     KL(π‖π_ref), unbiased         ∇KL(π‖π_ref), also when π_old ≠ π sampled
     k1 in the reward        -                             ∇KL(π‖π_ref)
+    k3 in the reward        -                             ∇KL(π‖π_ref) - ∇KL(π_ref‖π)
+    k2 in the reward        -                             that of no KL
 """
 
 from __future__ import annotations

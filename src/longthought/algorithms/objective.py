@@ -1,5 +1,11 @@
 """What an optimizer step minimises. The fields of an objective are its hyperparameters, its call is the equation.
 
+    NLL                        likelihood          REINFORCE   no ratio
+    GRPO (PPO, DAPO, RLOO)     ratio per token     CISPO       ratio per token, truncated and detached
+    GSPO                       ratio per reply     SAPO        ratio per token, gated softly
+    MirrorDescent              squared log-ratio   ValueLoss   a critic
+    KL · Entropy · Imitation   terms to add        Sum         adds objectives
+
 Every objective is a sum over tokens of ``batch.weight`` times a loss per token, so the loss and every metric of
 micro-batches add up to those of the batch. Some need sums over a reply, so a micro-batch holds whole rows. Where the
 weight is 0 nothing is read: NaN there reaches neither loss nor gradient.
@@ -11,22 +17,28 @@ other weightings divide by the sum of the weights.
     clip_low_share    tokens whose gradient the lower bound stops (ρ < 1 - ε_low and A < 0)
     clip_high_share   tokens whose gradient the upper bound stops (ρ > 1 + ε_high and A > 0)
     entropy           entropy of the policy, nats
-    kl                k3 estimate of KL(π‖π_ref), nats; only with beta > 0
+    kl                the chosen estimate of KL(π‖π_ref), nats; only with beta > 0
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longthought.algorithms.divergence import LIMIT, k3, log_ratio, ratio
+from longthought.algorithms.columns import check, entropy_metric, live_rows, policy_columns, read, share, where
+from longthought.algorithms.divergence import LIMIT, log_ratio, ratio
+from longthought.algorithms.terms import KL as KL
+from longthought.algorithms.terms import Entropy as Entropy
+from longthought.algorithms.terms import Estimator, check_estimator, estimate
+from longthought.algorithms.terms import Imitation as Imitation
 from longthought.algorithms.weighting import weighted_sum
 from longthought.core.errors import SettingsError
+from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Loss, PolicyOutput
 
 
@@ -53,18 +65,19 @@ class NLL:
         return False
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
-        (logp,) = _where(batch.weight != 0, policy.logp)
+        (logp,) = where(batch.weight != 0, policy.logp)
         value = -weighted_sum(logp, batch.weight)
-        return Loss(value, {"nll": value.detach(), **_entropy(policy, batch)})
+        return Loss(value, {"nll": value.detach(), **entropy_metric(policy, batch)})
 
 
 @dataclass(frozen=True, slots=True)
 class GRPO:
-    """Clipped surrogate per token, minus beta · k3 to the reference, plus an entropy bonus.
+    """Clipped surrogate per token, minus beta · KL estimate to the reference, plus an entropy bonus. PPO when beta = 0.
 
-    clip_low, clip_high: ε of the bounds 1 - ε_low and 1 + ε_high.  beta: weight of the KL term; as a loss k3 pulls
-    along the *forward* KL.  entropy_bonus: weight of the entropy, which the policy must then give with its gradient.
-    dual_clip: c > 1, the bound of ρ where A < 0; None for no bound.  It adds the metric dual_clip_share.
+    clip_low, clip_high: ε of the bounds 1 - ε_low and 1 + ε_high.  beta: weight of the KL term.  kl: its estimator, see
+    ``divergence`` for what each pulls along; GRPO's own, ``k3``, along the *forward* KL.  entropy_bonus: weight of the
+    entropy, which the policy must then give with its gradient.  dual_clip: c > 1, the bound of ρ where A < 0; None for
+    no bound.  It adds the metric dual_clip_share.
     Source: DeepSeekMath, arXiv:2402.03300, equation 3; DeepSeek-R1, arXiv:2501.12948, equation 1; clip-higher: DAPO,
     arXiv:2503.14476, section 3.1; dual clip: Ye et al., arXiv:1912.09729.
     """
@@ -74,13 +87,17 @@ class GRPO:
     beta: float = 0.0
     entropy_bonus: float = 0.0
     dual_clip: float | None = None
+    kl: Estimator = "k3"
 
     def __post_init__(self) -> None:
         _check_clip("GRPO", self.clip_low, self.clip_high)
-        _check("GRPO.beta", self.beta, lambda x: x >= 0, "at least 0")
-        _check("GRPO.entropy_bonus", self.entropy_bonus, lambda x: x >= 0, "at least 0")
+        check("GRPO.beta", self.beta, lambda x: x >= 0, "at least 0")
+        check_estimator("GRPO.kl", self.kl)
+        if not self.beta and self.kl != "k3":
+            raise SettingsError(f"GRPO.kl={self.kl!r} changes nothing while beta is 0; set beta, or leave kl out")
+        check("GRPO.entropy_bonus", self.entropy_bonus, lambda x: x >= 0, "at least 0")
         if self.dual_clip is not None:
-            _check("GRPO.dual_clip", self.dual_clip, lambda x: x > 1, "above 1, or None for no dual clip")
+            check("GRPO.dual_clip", self.dual_clip, lambda x: x > 1, "above 1, or None for no dual clip")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -92,21 +109,43 @@ class GRPO:
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = batch.weight != 0
-        logp, old, advantage = _columns(self, policy, batch, live)
+        logp, old, advantage = policy_columns(self, policy, batch, live)
         rho = ratio(logp, old)
         gain = _clipped(rho, advantage, self.clip_low, self.clip_high)
-        metrics = _clip_metrics(rho, advantage, batch, self.clip_low, self.clip_high) | _entropy(policy, batch)
+        metrics = _clip_metrics(rho, advantage, batch, self.clip_low, self.clip_high) | entropy_metric(policy, batch)
         if self.dual_clip is not None:
             gain = torch.where(advantage < 0, torch.maximum(gain, self.dual_clip * advantage), gain)
-            metrics["dual_clip_share"] = _share((rho > self.dual_clip) & (advantage < 0), batch)
+            metrics["dual_clip_share"] = share((rho > self.dual_clip) & (advantage < 0), batch)
         if self.beta:
-            kl = k3(logp, *_where(live, _read(self, batch, "logp_ref")))
+            (ref,) = where(live, read(self, batch, "logp_ref"))
+            kl = estimate(self.kl, logp, old, ref)
             gain = gain - self.beta * kl
             metrics["kl"] = weighted_sum(kl, batch.weight).detach()
         if self.entropy_bonus:
-            (entropy,) = _where(live, policy.entropy)
+            (entropy,) = where(live, policy.entropy)
             gain = gain + self.entropy_bonus * entropy
         return Loss(-weighted_sum(gain, batch.weight), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class REINFORCE:
+    """- A log π per token, no ratio: the policy gradient of the policy that sampled, so for one update per batch.
+
+    With several updates the ratio is missing: take ``CISPO``, which is this with a truncated importance weight.
+    Source: Williams 1992.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"advantage"})
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return True
+
+    def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
+        logp, advantage = where(batch.weight != 0, policy.logp, read(self, batch, "advantage"))
+        return Loss(-weighted_sum(advantage * logp, batch.weight), entropy_metric(policy, batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,29 +172,32 @@ class GSPO:
         return True
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
-        live = _live_rows(batch)
-        logp, old, advantage = _columns(self, policy, batch, live)
+        live = live_rows(batch)
+        logp, old, advantage = policy_columns(self, policy, batch, live)
         gaps = log_ratio(logp, old)
         level = gaps.detach().sum(1, keepdim=True) / live.sum(1, keepdim=True).clamp(min=1)
         s = level.clamp(-LIMIT, LIMIT).exp() * (gaps - gaps.detach()).exp()
         gain = _clipped(s, advantage, self.clip_low, self.clip_high)
-        metrics = _clip_metrics(s, advantage, batch, self.clip_low, self.clip_high) | _entropy(policy, batch)
+        metrics = _clip_metrics(s, advantage, batch, self.clip_low, self.clip_high) | entropy_metric(policy, batch)
         return Loss(-weighted_sum(gain, batch.weight), metrics)
 
 
 @dataclass(frozen=True, slots=True)
 class CISPO:
-    """REINFORCE with a capped, detached importance weight: sg(min(ρ, cap)) · A · log π. No token loses its gradient.
+    """REINFORCE with a truncated, detached importance weight: sg(clip(ρ, floor, cap)) · A · log π. No gradient is lost.
 
-    cap: bound on ρ itself (TRL's ``epsilon_high``; verl and slime write 1 + ε_high). There is no lower bound.
-    ``clip_high_share`` counts the tokens with ρ > cap, whatever the sign of A.
-    Source: MiniMax-M1, arXiv:2506.13585, equations 4 and 5.
+    cap, floor: bounds on ρ itself, not distances to 1. TRL's ``epsilon_high`` is the cap; verl and slime write
+    1 + ε_high and 1 - ε_low. The paper has no floor (0).
+    ``clip_high_share`` counts the tokens with ρ > cap, and with a floor ``clip_low_share`` those below it, whatever the
+    sign of A.  Source: MiniMax-M1, arXiv:2506.13585, equations 4 and 5.
     """
 
     cap: float = 5.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("CISPO.cap", self.cap, lambda x: x >= 1, "at least 1: it bounds the ratio itself, not its distance to 1")
+        check("CISPO.cap", self.cap, lambda x: x >= 1, "at least 1: it bounds the ratio itself, not its distance to 1")
+        check("CISPO.floor", self.floor, lambda x: 0 <= x <= 1, "in [0, 1]: it bounds the ratio itself")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -167,14 +209,48 @@ class CISPO:
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
         live = batch.weight != 0
-        logp, old, advantage = _columns(self, policy, batch, live)
+        logp, old, advantage = policy_columns(self, policy, batch, live)
         rho = ratio(logp, old).detach()
-        gain = rho.clamp(max=self.cap) * advantage * logp
+        gain = rho.clamp(self.floor, self.cap) * advantage * logp
         metrics = {
             "ratio": weighted_sum(rho, batch.weight),
-            "clip_high_share": _share((rho > self.cap) & (advantage != 0), batch),
-            **_entropy(policy, batch),
+            "clip_high_share": share((rho > self.cap) & (advantage != 0), batch),
+            **entropy_metric(policy, batch),
         }
+        if self.floor:
+            metrics["clip_low_share"] = share((rho < self.floor) & (advantage != 0), batch)
+        return Loss(-weighted_sum(gain, batch.weight), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class SAPO:
+    """A soft gate in place of the clip: maximise 4/τ · σ(τ (ρ - 1)) · A, τ by the sign of A.
+
+    At ρ = 1 the gradient is that of ρA; it fades on both sides, faster with a larger τ, and reaches 0 nowhere.
+    tau_positive, tau_negative: τ where A > 0, and elsewhere.  Source: arXiv:2511.20347.
+    """
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        check("SAPO.tau_positive", self.tau_positive, lambda x: x > 0, "above 0")
+        check("SAPO.tau_negative", self.tau_negative, lambda x: x > 0, "above 0")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"advantage", "logp_old"})
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return True
+
+    def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
+        logp, old, advantage = policy_columns(self, policy, batch, batch.weight != 0)
+        rho = ratio(logp, old)
+        tau = torch.where(advantage > 0, self.tau_positive, self.tau_negative)
+        gain = 4 / tau * torch.sigmoid(tau * (rho - 1)) * advantage
+        metrics = {"ratio": weighted_sum(rho.detach(), batch.weight), **entropy_metric(policy, batch)}
         return Loss(-weighted_sum(gain, batch.weight), metrics)
 
 
@@ -192,7 +268,7 @@ class MirrorDescent:
     tau: float
 
     def __post_init__(self) -> None:
-        _check("MirrorDescent.tau", self.tau, lambda x: x > 0, "above 0")
+        check("MirrorDescent.tau", self.tau, lambda x: x > 0, "above 0")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -203,66 +279,114 @@ class MirrorDescent:
         return False
 
     def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
-        live = _live_rows(batch)
-        logp, old, advantage = _columns(self, policy, batch, live)
+        live = live_rows(batch)
+        logp, old, advantage = policy_columns(self, policy, batch, live)
         gaps = log_ratio(logp, old)
         total = gaps.detach().sum(1, keepdim=True)
         square = total * (gaps - gaps.detach() / 2)  # value: D dₜ / 2, gradient: D ∇dₜ; summed over t: those of D² / 2
-        metrics = {"log_ratio": weighted_sum(total.expand_as(gaps), batch.weight), **_entropy(policy, batch)}
+        metrics = {"log_ratio": weighted_sum(total.expand_as(gaps), batch.weight), **entropy_metric(policy, batch)}
         return Loss(weighted_sum(self.tau * square - advantage * logp, batch.weight), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Objectives added up, such as ``Sum((GSPO(), KL(beta=0.04)))``. Their metrics stand side by side."""
+
+    terms: tuple[Objective, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [type(term) for term in self.terms]
+        if len(kinds) < 2 or len(set(kinds)) < len(kinds):
+            raise SettingsError(f"Sum: give at least two objectives of different kinds, got {list(self.terms)}")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(term.reads for term in self.terms))
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return all(term.silent_without_advantage for term in self.terms)
+
+    def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
+        losses = [term(policy, batch) for term in self.terms]
+        metrics = {name: value for loss in losses for name, value in loss.metrics.items()}
+        return Loss(torch.stack([loss.value for loss in losses]).sum(), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """What a critic minimises: ½ max((V - R)², (V_old + clamp(V - V_old, ±clip) - R)²) per token; ½ (V - R)² unclipped.
+
+    clip: in units of the value, so it must fit the rewards; None for no clipping.
+    Metrics: value, return, return_square, value_error, value_error_square (``explained_variance`` reads the last four),
+    and with a clip value_clip_share, the tokens whose gradient it stops.
+    Source: Schulman et al., arXiv:1707.06347, section 6.1 (code: OpenAI baselines, ppo2).
+    """
+
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None:
+            check("ValueLoss.clip", self.clip, lambda x: x > 0, "above 0, or None for no clipping")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"returns"} | ({"value_old"} if self.clip is not None else set()))
+
+    @property
+    def silent_without_advantage(self) -> bool:
+        return False
+
+    def __call__(self, policy: PolicyOutput, batch: Batch, /) -> Loss:
+        if policy.values is None:
+            raise SettingsError("ValueLoss needs a critic, but the model's output has no values")
+        live = batch.weight != 0
+        value, target = where(live, policy.values, read(self, batch, "returns"))
+        square, stopped = (value - target).square(), {}
+        if self.clip is not None:
+            (old,) = where(live, read(self, batch, "value_old"))
+            near = old + (value - old).clamp(-self.clip, self.clip)
+            bound = (near - target).square()
+            stopped["value_clip_share"] = share((bound > square) & ((value - old).abs() > self.clip), batch)
+            square = torch.maximum(square, bound)
+        return Loss(0.5 * weighted_sum(square, batch.weight), _value_metrics(value, target, batch) | stopped)
+
+
+def explained_variance(metrics: Mapping[str, float]) -> float:
+    """1 - Var(R - V) / Var(R) from the means that ``ValueLoss`` logs: 1 is perfect, 0 a constant, NaN if R is constant.
+
+    metrics: the weighted means, that is, the sums of the whole step divided by the sum of its weights.
+    """
+    spread = metrics["return_square"] - metrics["return"] ** 2
+    left = metrics["value_error_square"] - metrics["value_error"] ** 2
+    return 1.0 - left / spread if spread > 1e-12 * max(metrics["return_square"], 1e-12) else math.nan
 
 
 def _clipped(rho: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     return torch.minimum(rho * advantage, rho.clamp(1 - low, 1 + high) * advantage)
 
 
-def _where(live: Tensor, *columns: Tensor) -> list[Tensor]:
-    """The columns with 0 where nothing is trained, so that garbage there enters neither value nor gradient."""
-    return [torch.where(live, column, 0.0) for column in columns]
-
-
-def _columns(objective: object, policy: PolicyOutput, batch: Batch, live: Tensor) -> list[Tensor]:
-    """logp, logp_old and advantage, 0 outside ``live``."""
-    return _where(live, policy.logp, _read(objective, batch, "logp_old"), _read(objective, batch, "advantage"))
-
-
-def _live_rows(batch: Batch) -> Tensor:
-    """The tokens of replies that are trained at all, (N, T) bool."""
-    return batch.mask & (batch.weight != 0).any(dim=1, keepdim=True)
-
-
-def _read(objective: object, batch: Batch, name: str) -> Tensor:
-    column: Tensor | None = getattr(batch, name)
-    if column is None:
-        raise SettingsError(
-            f"{type(objective).__name__} needs the column {name!r}, but the batch has none; "
-            "fill every column that its `reads` names"
-        )
-    return column
-
-
-def _share(tokens: Tensor, batch: Batch) -> Tensor:
-    return weighted_sum(tokens.to(batch.weight.dtype), batch.weight)
-
-
 def _clip_metrics(rho: Tensor, advantage: Tensor, batch: Batch, low: float, high: float) -> dict[str, Tensor]:
     rho = rho.detach()
     return {
         "ratio": weighted_sum(rho, batch.weight),
-        "clip_low_share": _share((rho < 1 - low) & (advantage < 0), batch),
-        "clip_high_share": _share((rho > 1 + high) & (advantage > 0), batch),
+        "clip_low_share": share((rho < 1 - low) & (advantage < 0), batch),
+        "clip_high_share": share((rho > 1 + high) & (advantage > 0), batch),
     }
 
 
-def _entropy(policy: PolicyOutput, batch: Batch) -> dict[str, Tensor]:
-    return {"entropy": weighted_sum(policy.entropy.detach(), batch.weight)}
+def _value_metrics(value: Tensor, target: Tensor, batch: Batch) -> dict[str, Tensor]:
+    error = (target - value).detach()
+    columns = {
+        "value": value.detach(),
+        "return": target,
+        "return_square": target.square(),
+        "value_error": error,
+        "value_error_square": error.square(),
+    }
+    return {name: weighted_sum(column, batch.weight) for name, column in columns.items()}
 
 
 def _check_clip(owner: str, low: float, high: float) -> None:
-    _check(f"{owner}.clip_low", low, lambda x: 0 < x <= 1, "in (0, 1]")
-    _check(f"{owner}.clip_high", high, lambda x: x > 0, "above 0")
-
-
-def _check(field: str, value: object, holds: Callable[[float], bool], wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
-        raise SettingsError(f"{field} must be {wanted}, got {value!r}")
+    check(f"{owner}.clip_low", low, lambda x: 0 < x <= 1, "in (0, 1]")
+    check(f"{owner}.clip_high", high, lambda x: x > 0, "above 0")

@@ -60,13 +60,41 @@ def repetition_penalty(ids: Sequence[Hashable], n: int, penalty: float) -> float
     Raises SettingsError when n < 1 or penalty > 0.
     Source: Demystifying Long CoT, arXiv:2502.03373, section 4; open-r1's form.
     """
-    if n < 1 or not -math.inf < penalty <= 0.0:
-        raise SettingsError(f"repetition_penalty: need n >= 1 and a finite penalty <= 0, got n={n}, penalty={penalty}")
+    _check_repetition("repetition_penalty", n, penalty)
     total = len(ids) - n + 1
     if total < 1:
         return 0.0
     distinct = len({tuple(ids[start : start + n]) for start in range(total)})
     return penalty * (1.0 - distinct / total)
+
+
+def repetition_penalties(ids: Sequence[Hashable], n: int, penalty: float) -> list[float]:
+    """``penalty`` for every token inside an n-gram that has occurred before, 0 for the others: one value per token.
+
+    The first occurrence is free, and overlapping repeats do not add up. As a stream of ``credit.Discounted`` with
+    γ < 1 the penalty stays near the repetition.  Raises SettingsError when n < 1 or penalty > 0.
+    Source: Demystifying Long CoT, arXiv:2502.03373 (n = 40, penalty = -0.05, γ = 0.99).
+    """
+    _check_repetition("repetition_penalties", n, penalty)
+    values: list[float] = [0.0] * len(ids)
+    seen: set[tuple[Hashable, ...]] = set()
+    for start in range(len(ids) - n + 1):
+        gram = tuple(ids[start : start + n])
+        if gram in seen:
+            values[start : start + n] = [penalty] * n
+        seen.add(gram)
+    return values
+
+
+def target_length_penalty(length: int, target: int, alpha: float) -> float:
+    """- alpha · |target - length|: the reply should be as long as its prompt asked for.
+
+    Raises SettingsError when a length or alpha is negative.
+    Source: L1, arXiv:2503.04697; INTELLECT-2, arXiv:2505.07291.
+    """
+    if length < 0 or target < 0 or not 0.0 <= alpha < math.inf:
+        raise SettingsError(f"target_length_penalty: need values of at least 0, got {length}, {target} and {alpha}")
+    return -alpha * abs(target - length)
 
 
 def overlong_penalty(length: int, maximum: int, cache: int) -> float:
@@ -81,3 +109,8 @@ def overlong_penalty(length: int, maximum: int, cache: int) -> float:
     if over <= 0:
         return 0.0
     return -1.0 if over >= cache else -over / cache
+
+
+def _check_repetition(name: str, n: int, penalty: float) -> None:
+    if n < 1 or not -math.inf < penalty <= 0.0:
+        raise SettingsError(f"{name}: need n >= 1 and a finite penalty <= 0, got n={n}, penalty={penalty}")

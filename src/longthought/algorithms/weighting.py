@@ -61,6 +61,14 @@ def constant(mask: Bool[Tensor, "n t"], length: int) -> Float[Tensor, "n t"]:
     return _divide(mask, _rows(mask) * length)
 
 
+def positive_mean(mask: Bool[Tensor, "n t"], positive: Bool[Tensor, " n"]) -> Float[Tensor, "n t"]:
+    """1 / Σ|oⱼ| over the replies that are ``positive``, (N, T), (N,) → (N, T): the column of ``objective.Imitation``.
+
+    Source: VAPO, arXiv:2504.05118, section 4.3.
+    """
+    return token_mean(mask & positive[:, None])
+
+
 def _rows(mask: Tensor) -> Tensor:
     return mask.any(dim=1).sum()
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 from longthought.cli.rehearsal import Testing
 from longthought.cli.subject import Subject
 from longthought.core.errors import DataError, LongthoughtError
+from longthought.core.protocols import Task
 from longthought.core.types import Completion, Message, Problem, SamplingParams
 from longthought.engine.engine import Engine
 from longthought.evaluation.terminal import printable
@@ -22,21 +25,23 @@ _warn = logging.getLogger(__name__).warning
 
 
 class Conversation:
-    """A model that is asked one prompt at a time. ``max_tokens`` None: as in the evaluation of its recipe.
+    """A model that is asked one prompt at a time, sampled as ``params`` say. ``max_tokens`` None: as in the evaluation
+    of its recipe.
 
     Raises CheckpointError when the model cannot be loaded.
     """
 
-    def __init__(self, subject: Subject, count: int, temperature: float, max_tokens: int | None) -> None:
-        self._model, self._renderer = subject.checkpoint.load()
+    def __init__(self, subject: Subject, params: SamplingParams, max_tokens: int | None) -> None:
+        self._policy = subject.checkpoint.load()
+        self._renderer = self._policy.renderer
         self._testing = _testing(subject)
         usual = self._testing.settings.max_tokens if self._testing else _MAX_TOKENS
-        self._params = SamplingParams(count, max_tokens or usual, temperature, 0, self._renderer.stop_tokens)
+        self._params = replace(params, max_tokens=max_tokens or usual, stop_tokens=self._renderer.stop_tokens)
 
     @property
     def example(self) -> str:
         """A prompt of the model's task; empty where the task is not known."""
-        return self._testing.task.problem("dev", 0).messages[-1].content if self._testing else ""
+        return example_of(self._testing.task) if self._testing else ""
 
     def answer(self, prompt: str, seed: int) -> str:
         """The replies to a prompt, with their verdicts if it is a problem of the task.
@@ -47,12 +52,10 @@ class Conversation:
         hint = f". A prompt of this model's task: {self.example}" if self.example else ""
         if not text:
             raise DataError(f"the prompt is empty{hint}")
-        params = SamplingParams(
-            self._params.count, self._params.max_tokens, self._params.temperature, seed, self._params.stop_tokens
-        )
+        params = replace(self._params, seed=seed)
         try:
             tokens = self._renderer.prompt((Message("user", text),))
-            (completions,) = Engine(self._model).sample([tokens], params)
+            (completions,) = Engine(self._policy).sample([tokens], params)
         except DataError as error:
             raise DataError(f"{error}{hint}") from error
         problem = self._problem(text)
@@ -73,6 +76,14 @@ class Conversation:
             graded = "not graded" if score.value is None else "correct" if score.correct else "wrong"
             facts.append(f"{graded}: {score.verdict.evidence}" if score.verdict.evidence else graded)
         return "\n".join([*lines, _paragraph("", " · ".join(facts))])
+
+
+def example_of(task: Task) -> str:
+    """A prompt of a task, of a split that has one."""
+    for name in ("dev", "test", "train"):
+        with suppress(DataError):
+            return task.problem(name, 0).messages[-1].content
+    return ""
 
 
 def _testing(subject: Subject) -> Testing | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from longthought.cli.parser import Parser, add_model, add_settings, at_least, temperature
+from longthought.cli.parser import Parser, add_model, add_settings, at_least, share, temperature
 
 if TYPE_CHECKING:
     from longthought.cli.subject import Subject
@@ -26,6 +26,8 @@ def parser() -> Parser:
     made.add_argument("--samples", type=at_least(1), metavar="N", help="answers to each problem")
     made.add_argument("--max-tokens", type=at_least(1), metavar="N", help="longest answer, in tokens")
     made.add_argument("--temperature", type=temperature, metavar="T", help="0: always the most likely word")
+    made.add_argument("--top-p", type=share, metavar="P", help="sample only the likeliest tokens of probability P")
+    made.add_argument("--top-k", type=at_least(0), metavar="K", help="sample only the K likeliest tokens (0: all)")
     made.add_argument("--split", choices=("train", "dev", "test"), help="which problems")
     made.add_argument("--seed", type=at_least(0), metavar="N", help="of the samples")
     made.add_argument("--json", action="store_true", help="print JSON, and nothing else, to standard output")
@@ -51,7 +53,7 @@ def execute(arguments: Namespace) -> int:
     testing = model.testing()
     settings = _settings(testing.settings, arguments)
     began = time.perf_counter()
-    sampler = ShardedEngine(Engine(policy.model))
+    sampler = ShardedEngine(Engine(policy))
     workers = testing.workers if threads == 1 else 1  # the answers are the same for any number of them
     with Team(workers, sampler.handlers) as team, progress("evaluate", settings.problems) as bar:
         sampler.join(team)
@@ -77,7 +79,7 @@ def execute(arguments: Namespace) -> int:
 def _settings(default: EvaluationSettings, arguments: Namespace) -> EvaluationSettings:
     from dataclasses import replace
 
-    names = ("problems", "samples", "max_tokens", "temperature", "split", "seed")
+    names = ("problems", "samples", "max_tokens", "temperature", "top_p", "top_k", "split", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if given.get("temperature") == 0:
         given.setdefault("samples", 1)  # all would be equal

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from longthought.cli.conversation import example_of
 from longthought.cli.parser import program
 from longthought.cli.rehearsal import Rehearsal, rehearse
 from longthought.cli.reporting import write
@@ -104,7 +105,7 @@ def finish(order: Order, record: Record) -> None:
     here = shlex.quote(str(record.path))
     with suppress(LongthoughtError):
         task = rehearse(order.recipe, order.settings).testing().task
-        prompt = shlex.quote(task.problem("dev", 0).messages[-1].content)
+        prompt = shlex.quote(example_of(task))
         print(f"  {program()} sample {here} --prompt {prompt}")
         print(f"  {program()} eval {here}")
 

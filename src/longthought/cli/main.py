@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from longthought import __version__
 from longthought.cli.parser import program
 from longthought.core.errors import LongthoughtError, NotReady, SettingsError
+from longthought.core.version import __version__
 
 COMMANDS = {
     "quickstart": "from nothing to a small model that taught itself to think, with a report",
@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "measure a model on held-out problems",
     "sample": "ask a model, and read how it thinks",
     "report": "write the report of a run, finished or not",
+    "traces": "look at the rollouts of a run: what was written, how it was graded, token by token",
     "plan": "what a run will take, before it starts",
 }
 RESUMABLE = frozenset({"quickstart", "run"})

@@ -62,6 +62,17 @@ def temperature(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A reader of shares, 0 … 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 to 1 is needed")
+    return value
+
+
 def add_settings(parser: argparse.ArgumentParser, what: str = "change a setting of the recipe") -> None:
     """The words ``key=value`` at the end of a command."""
     parser.add_argument("assignments", nargs="*", metavar="key=value", help=f"{what}, for example rl.steps=80")

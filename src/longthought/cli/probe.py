@@ -47,8 +47,8 @@ class RLRate(NamedTuple):
 def pretraining_rate(stage: Pretrain, policy: Policy) -> PretrainingRate:
     """Time real optimizer steps."""
     began = time.perf_counter()
-    pages = [stage.corpus.document(index) for index in range(_DOCUMENTS)]
-    read = [policy.renderer.document(page.user, page.text) for page in pages]
+    pages, renderer = [stage.corpus.document(index) for index in range(_DOCUMENTS)], stage.renderer()
+    read = [renderer.document(page.user, page.text) for page in pages]
     reading = (time.perf_counter() - began) / sum(map(len, read))
     chosen = _filled(read, stage.tokens_per_step)
     batch = documents(chosen)
@@ -66,7 +66,7 @@ def rl_rate(stage: RL, policy: Policy) -> RLRate:
     learner = PolicyLearner(
         policy.model, stage.optimizer, stage.steps * stage.updates, stage.temperature, stage.learner
     )
-    sharded, sampler = ShardedLearner(learner, stage.workers), ShardedEngine(Engine(policy.model, stage.engine))
+    sharded, sampler = ShardedLearner(learner, stage.workers), ShardedEngine(Engine(policy, stage.engine))
     with Team(stage.workers, sharded.handlers | sampler.handlers) as team:
         sharded.join(team)
         sampler.join(team)

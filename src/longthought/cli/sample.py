@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from longthought.cli.parser import Parser, add_model, at_least, temperature
+from longthought.cli.parser import Parser, add_model, at_least, share, temperature
 from longthought.core.errors import DataError, LongthoughtError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ def parser() -> Parser:
     made.add_argument(
         "--temperature", type=temperature, default=1.0, metavar="T", help="0: the most likely (default: 1)"
     )
+    made.add_argument("--top-p", type=share, default=1.0, metavar="P", help="the likeliest tokens of probability P")
+    made.add_argument("--top-k", type=at_least(0), default=0, metavar="K", help="the K likeliest tokens (0: all)")
+    made.add_argument("--min-p", type=share, default=0.0, metavar="P", help="tokens of at least P × the likeliest's")
+    made.add_argument(
+        "--repetition-penalty", type=temperature, default=1.0, metavar="R", help="above 1: repeat less (default: 1)"
+    )
+    made.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; may be given again")
     made.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="equal seeds give equal answers")
     return made
 
@@ -39,10 +46,22 @@ def execute(arguments: Namespace) -> int:
     from longthought.cli.conversation import Conversation
     from longthought.cli.subject import subject
     from longthought.cli.threads import set_threads
+    from longthought.core.types import SamplingParams
 
+    params = SamplingParams(
+        count=arguments.count,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        stop=tuple(arguments.stop),
+    )
+    if arguments.temperature == 0 and params.truncates:
+        raise SettingsError("--top-p, --top-k and --min-p change nothing at --temperature 0, which takes the likeliest")
     model = subject(arguments.path, arguments.stage, arguments.recipe)
     set_threads(arguments.threads or model.threads)
-    talk = Conversation(model, arguments.count, arguments.temperature, arguments.max_tokens)
+    talk = Conversation(model, params, arguments.max_tokens)
     if arguments.prompt is not None:
         print(talk.answer(arguments.prompt, arguments.seed))
         return 0

@@ -9,7 +9,9 @@
     │   ├── RunDamaged        a file in it is truncated or altered, and no older good state is left
     │   └── RunMismatch       it was made with other settings
     ├── NotReady              the base model cannot learn by RL: the readiness gate failed
-    └── LogprobGap            the learner and the sampler disagree about the log-probabilities of a rollout
+    ├── LogprobGap            the learner and the sampler disagree about the log-probabilities of a rollout
+    ├── NotFinite             a loss or gradient is NaN or infinite; the weights were left as they are
+    └── Alarm                 a monitor of the run crossed a bound that ends it
 
 Messages say what is wrong, where, and what to do. The command line prints them without a traceback.
 """
@@ -53,3 +55,11 @@ class NotReady(LongthoughtError):
 
 class LogprobGap(LongthoughtError):
     """Learner and sampler disagree about the log-probabilities of a rollout."""
+
+
+class NotFinite(LongthoughtError):
+    """A gradient is NaN or infinite; the weights were left as they are."""
+
+
+class Alarm(LongthoughtError):
+    """A monitor of the run crossed a bound that ends it."""

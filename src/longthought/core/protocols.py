@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from longthought.core.types import (
     Completion,
     Loss,
     Message,
-    Metrics,
     PolicyOutput,
     Problem,
     Rollout,
@@ -24,6 +23,7 @@ from longthought.core.types import (
     SamplingParams,
     Score,
     TokenIds,
+    Update,
     Verdict,
 )
 
@@ -32,6 +32,15 @@ class Verifier(Protocol):
     """Grade one reply by rule. Never raises; what went wrong stands in the verdict."""
 
     def __call__(self, problem: Problem, reply: Message, /) -> Verdict: ...
+
+
+@runtime_checkable
+class BatchVerifier(Protocol):
+    """A verifier that grades many replies at once, on several cores or over a network."""
+
+    def many(self, pairs: Sequence[tuple[Problem, Message]], /) -> list[Verdict]:
+        """A verdict for every pair, in order."""
+        ...
 
 
 class Task(Protocol):
@@ -49,11 +58,25 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchTask(Protocol):
+    """A task that grades the replies to many problems at once."""
+
+    def grade_together(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Score]]:
+        """As ``Task.grade`` for every group, in order."""
+        ...
+
+
 class Renderer(Protocol):
     """Messages to tokens and back: the only place that knows a chat format."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]: ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a reply, where tokens cannot."""
+        ...
 
     def prompt(self, messages: Sequence[Message]) -> TokenIds:
         """Tokens that end where the assistant starts."""
@@ -61,6 +84,10 @@ class Renderer(Protocol):
 
     def example(self, messages: Sequence[Message]) -> tuple[TokenIds, tuple[bool, ...]]:
         """Tokens of a finished conversation, and a mask that is True on its last message, the end included."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of any tokens."""
         ...
 
     def text(self, completion: TokenIds) -> str:
@@ -119,7 +146,7 @@ class Learner(Protocol):
     @property
     def version(self) -> int: ...
 
-    def step(self, batch: Batch, objective: Objective) -> Metrics: ...
+    def step(self, batch: Batch, objective: Objective) -> Update: ...
 
     def logprobs(self, rows: Rows) -> Tensor: ...
 

@@ -9,10 +9,10 @@ Names used for log-probabilities: ``logp`` under the current policy, ``logp_old`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -96,26 +96,69 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. Token k of a sample depends on (seed, prompt, sample number, k) and on nothing else."""
+    """How to sample. Token k of a sample depends on (seed, prompt, sample number, k) and on nothing else.
+
+    A reply ends after the first of ``stop_tokens``, after the token that completes one of the strings ``stop``, or
+    after ``max_tokens``. ``temperature`` 0 is greedy.
+
+    What changes the distribution, in the order of application, which is that of ``transformers.generate``:
+    logit_bias: pairs (token, what is added to its logit).
+    repetition_penalty: divides positive and multiplies negative logits of tokens in prompt and reply; 1 is off.
+    bad_tokens: never drawn.
+    min_tokens: before these, no stop token is drawn and no stop string ends the reply.
+    processors: a user's own, each (tokens so far, prompt included; logits (V,)) → logits (V,), a pure function.
+    temperature, then top_k (0 is off), top_p (1 is off), min_p (0 is off); these three do nothing at temperature 0.
+
+    top_logprobs: for every token, also report the n most likely ones.
+    """
 
     count: int = 1
     max_tokens: int = 1024
     temperature: float = 1.0
     seed: int = 0
     stop_tokens: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_tokens: tuple[int, ...] = ()
+    processors: tuple[Callable[[Sequence[int], Tensor], Tensor], ...] = ()
+    top_logprobs: int = 0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top-k, top-p or min-p may give probability zero to tokens that the policy can say."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn from softmax(logits / temperature) itself, as a policy gradient assumes."""
+        changed = self.logit_bias or self.bad_tokens or self.min_tokens or self.processors
+        return not (changed or self.truncates or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a sampler returns: tokens (the stop token included) and their log-probs under the policy that sampled.
+    """What a sampler returns: tokens and their log-probs under the distribution that they were drawn from.
 
-    ``logprobs`` are those of ``softmax(logits / temperature)``; ``version`` counts the optimizer steps of the weights.
+    The stop token, or the token that completed a stop string, is the last one. ``version`` counts the optimizer steps
+    of the weights.
+
+    ``logprobs`` are those of ``softmax(logits / temperature)`` when ``SamplingParams.is_plain``, the policy's own.
+    Otherwise they are those after every penalty and truncation, renormalised: right for importance weights of what was
+    sampled, and not the policy's. At temperature 0 they are reported at T = 1, without truncation.
+    ``alternatives``: with ``top_logprobs`` n, for every token the n most likely (token, log-prob), best first; fewer
+    where fewer could be drawn.
     """
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
     finish: Finish
     version: int = 0
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +192,12 @@ class Rows:
         columns: dict[str, Any] = {f.name: _cut(getattr(self, f.name), index, width) for f in fields(self)}
         return type(self)(**columns)
 
+    def to(self, device: torch.device) -> Self:
+        """The same rows on another device."""
+        columns: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: None if c is None else c.to(device) for name, c in columns.items()}
+        return type(self)(**moved)
+
 
 def _cut(column: Tensor | None, index: Tensor, width: int) -> Tensor | None:
     if column is None:
@@ -164,6 +213,8 @@ class Batch(Rows):
     mask: True on the tokens of the reply that the policy generated (the stop token included).
     weight: share of the token in the loss of the whole optimizer step; 0 where nothing is trained.
     advantage, logp_old, logp_ref: filled when the objective reads them.
+    returns, value_old: what a critic learns, and what it said when the replies were sampled.
+    imitation: weight of the token in a term that imitates right replies.
     """
 
     mask: Tensor
@@ -171,14 +222,21 @@ class Batch(Rows):
     advantage: Tensor | None = None
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
+    returns: Tensor | None = None
+    value_old: Tensor | None = None
+    imitation: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """What the policy says about a batch: log-prob and entropy (nats) of every token, (N, T), float32 or wider."""
+    """What the policy says about a batch: log-prob and entropy (nats) of every token, (N, T), float32 or wider.
+
+    values: of a critic, V of the state before every token, (N, T); its other two columns are zero.
+    """
 
     logp: Tensor
     entropy: Tensor
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +245,16 @@ class Loss:
 
     value: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Update(NamedTuple):
+    """What an optimizer step saw: its metrics, and what the policy said of every row before the weights moved.
+
+    ``output``: (N, T), rows as in the batch of the step, zero where nothing was asked.
+    """
+
+    metrics: Metrics
+    output: PolicyOutput
 
 
 def rows_of(sequences: list[TokenIds]) -> Rows:

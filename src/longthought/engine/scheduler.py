@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from longthought.core.types import Finish, SamplingParams, TokenIds
 from longthought.engine.sampling import sample_key
+from longthought.engine.stopping import StopStrings
 
 
 @dataclass(slots=True)
@@ -20,6 +21,7 @@ class Row:
     limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     finish: Finish | None = None
 
 
@@ -30,9 +32,16 @@ class Scheduler:
     randomness, and the draws of a prompt do not depend on what else is in the call.
     """
 
-    def __init__(self, prompts: Sequence[TokenIds], params: SamplingParams, slots: int, context: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[TokenIds],
+        params: SamplingParams,
+        slots: int,
+        context: int,
+        strings: StopStrings | None = None,
+    ) -> None:
         seen: Counter[TokenIds] = Counter()
-        self._stop = frozenset(params.stop_tokens)
+        self._stop, self._strings = frozenset(params.stop_tokens), strings
         self._bounded_by_context = {i: context - len(p) < params.max_tokens for i, p in enumerate(prompts)}
         self.waiting: deque[Row] = deque()
         for index, prompt in enumerate(prompts):
@@ -73,6 +82,8 @@ class Scheduler:
         row.logprobs.append(logprob)
         if token in self._stop:
             row.finish = Finish.STOP
+        elif self._strings is not None and self._strings.completed(row.tokens):
+            row.finish = Finish.STOP_STRING
         elif len(row.tokens) == row.limit:
             row.finish = Finish.BUDGET if self._bounded_by_context[row.prompt] else Finish.LENGTH
         if row.finish is None:

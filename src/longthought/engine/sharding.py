@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from longthought.core.errors import SettingsError
 from longthought.core.types import Completion, SamplingParams, TokenIds
 from longthought.engine.engine import Engine
 
@@ -35,9 +37,13 @@ class ShardedEngine:
         """The team that was built with ``handlers``."""
         self._crew = crew
 
-    def sample(self, prompts: Sequence[TokenIds], params: SamplingParams) -> list[list[Completion]]:
-        """As ``Engine.sample``."""
+    def sample(self, prompts: Sequence[TokenIds | str], params: SamplingParams) -> list[list[Completion]]:
+        """As ``Engine.sample``. Raises SettingsError, too, for processors that cannot go to another process."""
         assert self._crew is not None, "join a team first"
+        params = self.engine.ended(params)
+        prompts = self.engine.accepted(prompts, params)
+        if params.processors and self._crew.size > 1:
+            _check_they_travel(params)
         number: dict[TokenIds, int] = {}
         dealt: list[list[int]] = [[] for _ in range(self._crew.size)]
         for index, prompt in enumerate(prompts):
@@ -56,3 +62,13 @@ class ShardedEngine:
         del member
         self.engine.version = version
         return self.engine.sample(prompts, params)
+
+
+def _check_they_travel(params: SamplingParams) -> None:
+    try:
+        pickle.dumps(params.processors, protocol=5)
+    except Exception as error:  # pickle raises whatever an object raises
+        raise SettingsError(
+            f"processors cannot be sent to other processes ({error}): define them at the top level of a module, "
+            "or use workers=1"
+        ) from error

@@ -113,3 +113,11 @@ def _word_pattern(word: str) -> str:
     if _HAS_UNSPACED.search(word):
         return body
     return rf"(?<!{_LETTER}){body}(?!{_LETTER})"
+
+
+ENGLISH = Lexicon(
+    rejections=frozenset({"wrong", "incorrect", "not right", "doesn't work", "does not work", "that's not"}),
+    reflections=frozenset({"wait", "mistake", "however", "but", "retry", "error", "verify", "evaluate", "check"}),
+)
+"""For free English text. The reflections are those that DeepSeek-R1 counts (Nature 645, 2025, supplementary); words
+such as "but" have other uses too, so look at the growth of the counts and not at their level."""

@@ -25,6 +25,8 @@ class EvaluationSettings:
     samples: replies to each problem.
     max_tokens: longest reply, in tokens.
     temperature: that of training unless changed (1: the model's own distribution); 0: the most likely token.
+    top_p: only the most likely tokens that together have this probability; 1: all.
+    top_k: only so many most likely tokens; 0: all.
     split: train, dev or test.
     seed: of the samples.
     """
@@ -33,6 +35,8 @@ class EvaluationSettings:
     samples: int = 64
     max_tokens: int = 192
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
     split: Literal["train", "dev", "test"] = "test"
     seed: int = 1_000_003
 
@@ -43,6 +47,10 @@ class EvaluationSettings:
             raise SettingsError(f"evaluation: temperature={self.temperature}: must be 0 or positive")
         if self.temperature == 0 and self.samples > 1:
             raise SettingsError("evaluation: at temperature 0 all samples of a problem are equal; set samples=1")
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise SettingsError(f"evaluation: top_p={self.top_p} must be in (0, 1], top_k={self.top_k} at least 0")
+        if self.temperature == 0 and (self.top_p, self.top_k) != (1.0, 0):
+            raise SettingsError("evaluation: top_p and top_k change nothing at temperature 0")
 
 
 def evaluate(
@@ -53,7 +61,14 @@ def evaluate(
     progress: Callable[[int, float], None] | None = None,
 ) -> list[Group]:
     """Graded replies to the first ``problems`` of a split that differ. ``progress`` is told (done, accuracy so far)."""
-    params = SamplingParams(settings.samples, settings.max_tokens, settings.temperature, settings.seed)
+    params = SamplingParams(
+        settings.samples,
+        settings.max_tokens,
+        settings.temperature,
+        settings.seed,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
     problems = distinct(task, settings.split, settings.problems)
     groups: list[Group] = []
     for start in range(0, len(problems), _PER_CALL):
@@ -86,13 +101,13 @@ def summarize(groups: Sequence[Group], lexicon: Lexicon, step: int | None = None
     return EvaluationSummary(
         problems=len(groups),
         samples=samples,
-        accuracy=_estimate([[float(r.score.correct) for r in g] for g in groups]),
+        accuracy=_share([[float(r.score.correct) for r in g] for g in groups]),
         length=_estimate([[float(len(r.completion.token_ids)) for r in g] for g in groups]),
         rejections=_estimate([[float(b.rejected) for b in g] for g in behaviours]),
         reflections=_estimate([[float(b.reflections) for b in g] for g in behaviours]),
-        format_rate=_estimate([[r.score.parts.get("format", 0.0) for r in g] for g in groups]),
-        mixing=_estimate([[float(b.mixed) for b in g] for g in behaviours]),
-        cut=_estimate([[float(r.completion.finish in CUT) for r in g] for g in groups]),
+        format_rate=_share([[r.score.parts.get("format", 0.0) for r in g] for g in groups]),
+        mixing=_share([[float(b.mixed) for b in g] for g in behaviours]),
+        cut=_share([[float(r.completion.finish in CUT) for r in g] for g in groups]),
         pass_at_k=tuple((k, _pass_at(groups, k)) for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples),
         step=step,
     )
@@ -112,12 +127,18 @@ def paired_difference(base: Sequence[Group], trained: Sequence[Group]) -> Estima
 
 
 def _pass_at(groups: Sequence[Group], k: int) -> Estimate:
-    return _estimate([[pass_at_k(len(g), sum(r.score.correct for r in g), k)] for g in groups])
+    return _share([[pass_at_k(len(g), sum(r.score.correct for r in g), k)] for g in groups])
 
 
 def _estimate(values: Sequence[Sequence[float]]) -> Estimate:
     low, high = mean_interval(values)
     return Estimate(_mean(values), low, high)
+
+
+def _share(values: Sequence[Sequence[float]]) -> Estimate:
+    """A share: its interval ends where shares do."""
+    low, high = mean_interval(values)
+    return Estimate(_mean(values), max(0.0, low), min(1.0, high))
 
 
 def _mean(values: Sequence[Sequence[float]]) -> float:

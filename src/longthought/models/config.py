@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from longthought.core.errors import CheckpointError, SettingsError
+from longthought.core.files import CONFIG_LIMIT, read_json
+from longthought.models import hf_config
+from longthought.models.rope import RopeScaling
+
+TABLE = 2**29
+"""The largest table of angles, positions × head width: it is made when a model is, whatever of it is used."""
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A dense decoder: RMSNorm, RoPE, SwiGLU, grouped-query attention.
 
-    ``qk_norm`` normalises queries and keys per head (Qwen3); ``qkv_bias`` adds biases to their projections (Qwen2).
-    Both together make a Qwen3 with ``attention_bias``, which has a bias on the output projection too.
+    ``qk_norm`` normalises queries and keys per head (Qwen3); ``qkv_bias`` adds biases to their projections (Qwen2), and
+    ``output_bias`` one to the projection of the output (Llama with ``attention_bias``). In Qwen3 the two biases come
+    together, so that there ``qkv_bias`` implies ``output_bias``. ``mlp_bias`` is Llama's alone.
     """
 
     vocab_size: int
@@ -30,12 +53,14 @@ class ModelConfig:
     qk_norm: bool = True
     qkv_bias: bool = False
     tie_word_embeddings: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in _SIZES:
+            if not (type(getattr(self, name)) is int and getattr(self, name) >= 1):
+                raise SettingsError(f"{name}={getattr(self, name)!r}: must be a whole number, at least 1")
         if self.num_attention_heads % self.num_key_value_heads:
             raise SettingsError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -43,6 +68,23 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise SettingsError(f"head_dim={self.head_dim}: rotary embeddings need an even head width")
+        if self.max_position_embeddings * self.head_dim > TABLE:
+            raise SettingsError(
+                f"max_position_embeddings={self.max_position_embeddings}: at most {TABLE // self.head_dim:,} positions "
+                f"are possible with head_dim={self.head_dim}"
+            )
+        for name in ("rope_theta", "rms_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"{name}={getattr(self, name)}: must be above 0 and finite")
+        self._settle_biases()
+
+    def _settle_biases(self) -> None:
+        if self.qk_norm and self.qkv_bias:
+            object.__setattr__(self, "output_bias", True)
+        if self.output_bias and not self.qkv_bias:
+            raise SettingsError("output_bias needs qkv_bias: no architecture has the one without the other")
+        if self.mlp_bias and self.model_type != "llama":
+            raise SettingsError(f"mlp_bias: a {self.model_type} has no biases in its feed-forward layers")
 
     @classmethod
     def sized(cls, width: int, vocab_size: int, max_position_embeddings: int = 512) -> ModelConfig:
@@ -67,84 +109,65 @@ class ModelConfig:
         """The Hugging Face architecture that computes the same function."""
         if self.qk_norm:
             return "qwen3"
-        return "qwen2" if self.qkv_bias else "llama"
-
-    @property
-    def output_bias(self) -> bool:
-        """Whether the attention's output projection has a bias: in Qwen3 ``attention_bias`` covers all four."""
-        return self.qk_norm and self.qkv_bias
+        return "qwen2" if self.qkv_bias and not self.output_bias else "llama"
 
     def parameters(self) -> int:
         """Number of trainable numbers."""
-        d, c = self.hidden_size, self.head_dim
+        d, c, f = self.hidden_size, self.head_dim, self.intermediate_size
         q, kv = self.num_attention_heads * c, self.num_key_value_heads * c
         attention = d * (q + 2 * kv) + q * d + (2 * c if self.qk_norm else 0)
         attention += (q + 2 * kv if self.qkv_bias else 0) + (d if self.output_bias else 0)
-        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        layer = attention + 3 * d * f + (2 * f + d if self.mlp_bias else 0) + 2 * d
         heads = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
         return heads + self.num_hidden_layers * layer + d
 
-    def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that ``transformers`` reads."""
-        architecture = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
-        known = {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("q")}
+    def to_hf(self, base: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """The ``config.json`` that ``transformers`` reads, of version 4 or 5.
+
+        base: the config.json that the model came with; what it says of tokens, generation and the like is kept.
+        dtype: of the weights beside it.
+        """
+        kind = self.model_type
+        if base is not None and base.get("model_type") != kind:
+            raise SettingsError(f"the config to be kept is of a {base.get('model_type')!r}, the model is a {kind}")
+        optional: dict[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0, "initializer_range": 0.02}
         config = {
-            "architectures": [architecture[self.model_type]],
-            "model_type": self.model_type,
-            **known,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "hidden_act": "silu",
-            "attention_dropout": 0.0,
-            "initializer_range": 0.02,
+            **optional,
             "use_cache": True,
-            "dtype": "float32",
+            **hf_config.kept(base or {}),
+            "architectures": [_ARCHITECTURES[kind]],
+            "model_type": kind,
+            **{name: getattr(self, name) for name in (*_SIZES, "rope_theta", "rms_norm_eps", "tie_word_embeddings")},
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "dtype": str(dtype).removeprefix("torch."),
         }
-        if self.model_type != "qwen2":
+        if self.rope_scaling is not None:
+            scaling = {"rope_type": self.rope_scaling.rope_type, **asdict(self.rope_scaling)}
+            config["rope_parameters"] |= scaling
+            config["rope_scaling"] = scaling  # where version 4 and the inference engines of its time look for it
+        if kind != "qwen2":
             config["attention_bias"] = self.qkv_bias
-        if self.model_type == "llama":
-            config["mlp_bias"] = False
+        if kind == "llama":
+            config["mlp_bias"] = self.mlp_bias
         return config
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a ``config.json``. Raises CheckpointError, with the reason, for a model that we cannot run."""
-        kind = config.get("model_type")
-        if kind not in ("qwen3", "qwen2", "llama"):
-            raise CheckpointError(f"model_type {kind!r} cannot be run; known are qwen3, qwen2 and llama")
-        _refuse_variants(config)
+    def from_hf(cls, config: Mapping[str, Any], origin: object = "config.json") -> ModelConfig:
+        """What ``transformers`` would make of a ``config.json``; ``origin`` names it in errors.
+
+        Raises:
+            CheckpointError: it is damaged, or of a model that we cannot run; with the reason.
+        """
         try:
-            heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-            rope = config.get("rope_parameters") or {}
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden_size=width,
-                intermediate_size=int(config["intermediate_size"]),
-                num_hidden_layers=int(config["num_hidden_layers"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or width // heads),
-                max_position_embeddings=int(config["max_position_embeddings"]),
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                qk_norm=kind == "qwen3",
-                qkv_bias=True if kind == "qwen2" else bool(config.get("attention_bias", False)),
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"config.json lacks or garbles a needed entry: {error}") from error
+            return cls(**hf_config.settings(config))
+        except (CheckpointError, SettingsError) as error:
+            raise CheckpointError(f"{origin}: {error}") from None
 
+    @classmethod
+    def read(cls, folder: Path) -> ModelConfig:
+        """The shape of the model in a Hugging Face folder.
 
-def _refuse_variants(config: Mapping[str, Any]) -> None:
-    """Settings of the same architectures that change the function and that we do not compute."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise CheckpointError(f"rotary embedding of type {kind!r} cannot be run")
-    if config.get("use_sliding_window"):
-        raise CheckpointError("sliding-window attention (use_sliding_window) cannot be run")
-    if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"activation {config['hidden_act']!r} cannot be run; known is silu")
-    if config.get("mlp_bias"):
-        raise CheckpointError("biases in the feed-forward layers (mlp_bias) cannot be run")
-    if config.get("model_type") == "llama" and config.get("attention_bias"):
-        raise CheckpointError("a llama with attention_bias cannot be run")
+        Raises:
+            CheckpointError: its ``config.json`` is missing, damaged, or of a model that we cannot run.
+        """
+        return cls.from_hf(read_json(folder, "config.json", CONFIG_LIMIT), folder / "config.json")

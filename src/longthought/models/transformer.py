@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from longthought.models.attention import Attention
+from longthought.core.errors import DataError
+from longthought.models.attention import Attention, PackedAttention
 from longthought.models.config import ModelConfig
 from longthought.models.rope import angles, rotate
 
@@ -54,14 +55,14 @@ class SelfAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate x) ⊙ W_up x).  Shazeer, arXiv:2002.05202, equation 6."""
+    """W_down (silu(W_gate x) ⊙ W_up x).  Shazeer, arXiv:2002.05202, equation 6, with biases if the config says so."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, f = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, f, bias=False)
-        self.up_proj = nn.Linear(d, f, bias=False)
-        self.down_proj = nn.Linear(f, d, bias=False)
+        self.gate_proj = nn.Linear(d, f, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(d, f, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(f, d, bias=config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
         out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
@@ -96,7 +97,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # not drawn at random here: on the meta device that would import a compiler, which takes seconds
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.zeros(config.vocab_size, config.hidden_size), freeze=False
+        )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -118,20 +122,38 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        cos, sin = angles(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        cos, sin = angles(config.head_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, tokens: Int[Tensor, " s"], positions: Int[Tensor, " s"], attend: Attention
-    ) -> Float[Tensor, "s d"]:
-        """Hidden states after the last norm.  tokens, positions: (S,) int64 → (S, D)."""
+        self, tokens: Int[Tensor, "*s"], positions: Int[Tensor, " s"] | None = None, attend: Attention | None = None
+    ) -> Float[Tensor, "*s d"]:
+        """Hidden states after the last norm.  tokens, positions: (S,) int64 → (S, D).
+
+        With tokens alone: ``logits``.
+        """
+        if positions is None or attend is None:
+            return self.logits(tokens)
         x = self.model.embed_tokens(tokens)
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         for number, block in enumerate(self.model.layers):
             x = block(number, x, cos, sin, attend)
         out: Tensor = self.model.norm(x)
         return out
+
+    def logits(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t v"]:
+        """Logits of the next token after every prefix of N sequences of equal length, (N, T) → (N, T, V) float32.
+
+        To look at a model; training and sampling never hold them all. Raises DataError for another shape.
+        """
+        if tokens.dim() != 2 or not tokens.shape[1]:
+            raise DataError(
+                f"logits need tokens of shape (N, T), such as tensor([[1, 2, 3]]), not {tuple(tokens.shape)}"
+            )
+        attend = PackedAttention([tokens.shape[1]] * tokens.shape[0], tokens.device)
+        hidden: Tensor = self(tokens.flatten(), attend.positions, attend)
+        return self.lm_head(hidden).float().view(*tokens.shape, -1)  # type: ignore[no-any-return]
 
 
 def initialize(model: Transformer, seed: int) -> None:

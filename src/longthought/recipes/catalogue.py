@@ -17,7 +17,7 @@ from typing import Any
 from longthought.core.errors import SettingsError
 from longthought.runs.run import Run
 
-SHIPPED = {"tiny": "longthought.recipes.tiny:tiny"}
+SHIPPED = {"tiny": "longthought.recipes.tiny:tiny", "r1_zero": "longthought.recipes.r1_zero:r1_zero"}
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,206 @@
-"""Algorithms, a few lines each: the four small functions in which the papers differ."""
+"""Algorithms, a few lines each: what the papers chose where they differ. ``docs/algorithms`` has a page for each."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from longthought.algorithms.advantage import (
+    batch_centered,
     batch_normalized,
     group_centered,
     group_normalized,
     leave_one_out,
     per_group,
 )
-from longthought.algorithms.objective import GRPO
+from longthought.algorithms.control import EntropyTarget
+from longthought.algorithms.correction import Truncated
+from longthought.algorithms.credit import (
+    GAE,
+    DecoupledGAE,
+    LengthAdaptive,
+    PerReply,
+    ReinforcePlusPlus,
+    ReMax,
+)
+from longthought.algorithms.objective import CISPO, GRPO, GSPO, KL, REINFORCE, Imitation, MirrorDescent, Sum
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
-from longthought.core.protocols import Shaping
-from longthought.stages.rl import Method
+from longthought.core.errors import SettingsError
+from longthought.core.protocols import Objective, Shaping
+from longthought.stages.method import Critic, KLReward, Method, Refill
+from longthought.training.optimizer import AdamW
 
-MethodName: TypeAlias = Literal["tiny", "grpo", "dr_grpo", "dapo", "rloo"]
+MethodName: TypeAlias = Literal[
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "rloo",
+    "gspo",
+    "cispo",
+    "reinforce",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "remax",
+    "ppo",
+    "vapo",
+    "kimi",
+    "tiny",
+]
 
 
-def method(name: MethodName, objective: GRPO, max_tokens: int, shaping: tuple[Shaping, ...]) -> Method:
-    """``grpo``: DeepSeekMath (arXiv:2402.03300).  ``dr_grpo``: arXiv:2503.20783.  ``dapo``: arXiv:2503.14476, with the
-    overlong filter.  ``rloo``: arXiv:2402.14740.  ``tiny``: GRPO with REINFORCE++'s batch deviation and DAPO's token
-    mean, the default of the laptop run."""
+@dataclass(frozen=True)
+class Knobs:
+    """What may be turned in a method; none: what its paper chose. One that the method does not read is refused.
+
+    clip_low: ratios are clipped below 1 − this.
+    clip_high: ratios are clipped above 1 + this.
+    cap: bound of the ratio itself (cispo).
+    dual_clip: bound of the ratio where the advantage is negative.
+    beta: weight of the KL to the reference, in the loss or, where the paper puts it there, in the reward.
+    kl: estimator of the KL.
+    tau: strength of the pull to the last policy (kimi).
+    entropy_bonus: weight of the entropy in what is maximised.
+    entropy_target: entropy, in nats per token, to which the bonus is steered instead.
+    lam: λ of the advantages (ppo, vapo).
+    critic_lr: learning rate of the critic (ppo, vapo).
+    critic_clip: clip of its loss (ppo, vapo).
+    critic_pretrain: steps at the start in which only it learns (ppo, vapo).
+    refill: rounds in which groups without a signal are replaced by others; 0: they are kept.
+    filter_truncated: replies that were cut leave the loss.
+    correction: truncated importance weights between sampler and learner, at most this; 0: none.
+    """
+
+    clip_low: float | None = None
+    clip_high: float | None = None
+    cap: float | None = None
+    dual_clip: float | None = None
+    beta: float | None = None
+    kl: Literal["k2", "k3", "k3_corrected"] | None = None
+    tau: float | None = None
+    entropy_bonus: float | None = None
+    entropy_target: float | None = None
+    lam: float | None = None
+    critic_lr: float | None = None
+    critic_clip: float | None = None
+    critic_pretrain: int | None = None
+    refill: int | None = None
+    filter_truncated: bool | None = None
+    correction: float | None = None
+
+
+_SURROGATE: Final = frozenset({"clip_low", "clip_high", "dual_clip", "entropy_bonus", "entropy_target"})
+_KL: Final = frozenset({"beta", "kl"})
+_CRITIC: Final = frozenset({"lam", "critic_lr", "critic_clip", "critic_pretrain"})
+_ALWAYS: Final = frozenset({"refill", "filter_truncated", "correction"})
+_READS: Final[dict[str, frozenset[str]]] = {
+    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "tiny", "reinforce_pp_baseline"), _SURROGATE | _KL),
+    **dict.fromkeys(("rloo", "reinforce_pp", "remax"), _SURROGATE | {"beta"}),
+    **dict.fromkeys(("ppo", "vapo"), _SURROGATE | _CRITIC | {"beta"}),
+    "gspo": _KL | {"clip_low", "clip_high"},
+    "cispo": _KL | {"cap"},
+    "reinforce": _KL,
+    "kimi": frozenset({"tau"}),
+}
+
+
+def method(name: MethodName, knobs: Knobs = Knobs(), max_tokens: int = 0, shaping: tuple[Shaping, ...] = ()) -> Method:
+    """The method of a paper, with some knobs turned. ``max_tokens`` is read by dr_grpo, as its constant length.
+
+    Raises SettingsError, naming it, for a knob that the method does not read.
+    """
+    given = {f.name: value for f in fields(knobs) if (value := getattr(knobs, f.name)) is not None}
+    reads = _READS[name] | (_ALWAYS if name != "kimi" else _ALWAYS - {"correction"})
+    for knob in given.keys() - reads:
+        raise SettingsError(
+            f"{knob}={given[knob]} changes nothing with method={name}, which reads {', '.join(sorted(reads))}"
+        )
+    made = replace(_published(name, knobs, max_tokens), shaping=shaping)
+    if knobs.entropy_target is not None:
+        made = replace(made, entropy=EntropyTarget(knobs.entropy_target))
+    if knobs.refill is not None:
+        made = replace(made, refill=Refill(knobs.refill) if knobs.refill else None)
+    if knobs.filter_truncated is not None:
+        made = replace(made, filter_truncated=knobs.filter_truncated)
+    return replace(made, correction=Truncated(knobs.correction)) if knobs.correction else made
+
+
+def _published(name: MethodName, knobs: Knobs, max_tokens: int) -> Method:  # noqa: C901  a table
+    """What the papers chose. arXiv numbers: see ``docs/algorithms``."""
+    leave = per_group(leave_one_out)
     match name:
-        case "grpo":
-            return Method(per_group(group_normalized), sequence_mean, objective, shaping)
+        case "grpo":  # DeepSeekMath; R1-Zero
+            return Method(per_group(group_normalized), sequence_mean, _surrogate(knobs, beta=0.001))
         case "dr_grpo":
-            return Method(per_group(group_centered), partial(constant, length=max_tokens), objective, shaping)
+            return Method(per_group(group_centered), partial(constant, length=max_tokens), _surrogate(knobs))
         case "dapo":
-            return Method(per_group(group_normalized), token_mean, objective, shaping, filter_truncated=True)
+            objective = _surrogate(knobs, clip_high=0.28)
+            return Method(per_group(group_normalized), token_mean, objective, filter_truncated=True, refill=Refill())
         case "rloo":
-            return Method(per_group(leave_one_out), sequence_sum, objective, shaping)
-        case "tiny":
-            return Method(batch_normalized, token_mean, objective, shaping)
+            return _kl_in_reward(Method(PerReply(leave), sequence_sum, _surrogate(knobs)), knobs)
+        case "gspo":
+            return Method(per_group(group_normalized), sequence_mean, _with_kl(_gspo(knobs), knobs))
+        case "cispo":
+            objective_ = CISPO() if knobs.cap is None else CISPO(knobs.cap)
+            return Method(per_group(group_normalized), token_mean, _with_kl(objective_, knobs))
+        case "reinforce":
+            return Method(batch_centered, sequence_sum, _with_kl(REINFORCE(), knobs))
+        case "reinforce_pp":
+            return _kl_in_reward(Method(ReinforcePlusPlus(), token_mean, _surrogate(knobs)), knobs, 0.001)
+        case "reinforce_pp_baseline":
+            return Method(batch_normalized, token_mean, _surrogate(knobs))
+        case "remax":
+            return _kl_in_reward(Method(ReMax(), sequence_sum, _surrogate(knobs)), knobs)
+        case "ppo":
+            credit = GAE(lam=1.0 if knobs.lam is None else knobs.lam)
+            return _kl_in_reward(Method(credit, token_mean, _surrogate(knobs), critic=_critic(knobs, 0)), knobs)
+        case "vapo":
+            adaptive = DecoupledGAE(lam=LengthAdaptive() if knobs.lam is None else knobs.lam)
+            both = Sum((_surrogate(knobs, clip_high=0.28), Imitation()))
+            return _kl_in_reward(Method(adaptive, token_mean, both, critic=_critic(knobs, 50)), knobs)
+        case "kimi":
+            return Method(
+                per_group(group_centered), sequence_sum, MirrorDescent(0.1 if knobs.tau is None else knobs.tau)
+            )
+        case "tiny":  # the laptop run: GRPO with REINFORCE++'s batch deviation and DAPO's token mean
+            return Method(batch_normalized, token_mean, _surrogate(knobs, clip_high=0.28))
+
+
+def _surrogate(knobs: Knobs, clip_high: float = 0.2, beta: float = 0.0) -> GRPO:
+    """The clipped surrogate with the paper's values, the knobs turned."""
+    in_loss = beta if knobs.beta is None else knobs.beta
+    return GRPO(
+        clip_low=0.2 if knobs.clip_low is None else knobs.clip_low,
+        clip_high=clip_high if knobs.clip_high is None else knobs.clip_high,
+        beta=in_loss,
+        entropy_bonus=knobs.entropy_bonus or 0.0,
+        dual_clip=knobs.dual_clip,
+        kl=knobs.kl or "k3",
+    )
+
+
+def _kl_in_reward(made: Method, knobs: Knobs, beta: float = 0.0) -> Method:
+    """The method with its KL moved from the loss, where ``_surrogate`` put it, into the reward, as in its paper."""
+    weight = beta if knobs.beta is None else knobs.beta
+    terms = made.objective.terms if isinstance(made.objective, Sum) else (made.objective,)
+    free = tuple(replace(one, beta=0.0) if isinstance(one, GRPO) else one for one in terms)
+    objective: Objective = Sum(free) if len(free) > 1 else free[0]
+    return replace(made, objective=objective, kl_reward=KLReward(weight) if weight else None)
+
+
+def _with_kl(objective: Objective, knobs: Knobs) -> Objective:
+    if not knobs.beta:
+        if knobs.kl is not None:
+            raise SettingsError(f"kl={knobs.kl} changes nothing while beta is 0; set beta, too")
+        return objective
+    return Sum((objective, KL(knobs.beta, knobs.kl or "k3")))
+
+
+def _gspo(knobs: Knobs) -> GSPO:
+    low, high = knobs.clip_low, knobs.clip_high
+    return replace(GSPO(), **{k: v for k, v in (("clip_low", low), ("clip_high", high)) if v is not None})
+
+
+def _critic(knobs: Knobs, pretrain: int) -> Critic:
+    lr = AdamW().lr if knobs.critic_lr is None else knobs.critic_lr
+    return Critic(AdamW(lr=lr), knobs.critic_clip, pretrain if knobs.critic_pretrain is None else knobs.critic_pretrain)

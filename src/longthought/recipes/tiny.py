@@ -8,19 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from longthought.algorithms.objective import GRPO
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Shaping
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.evaluation.readiness import Gate
-from longthought.recipes.methods import MethodName, method
+from longthought.recipes.methods import Knobs, method
 from longthought.rollout.shaping import LanguageConsistency, Overlong, Repetition
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
 from longthought.stages.measure import CheckReadiness, Evaluate
+from longthought.stages.method import Method
 from longthought.stages.pretrain import Pretrain
-from longthought.stages.rl import RL, Method
+from longthought.stages.rl import RL
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import WORDS, CountdownProbes, CountdownWeb, vocabulary
 from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
@@ -95,7 +95,7 @@ class Reinforcement:
     reference_every: the reference becomes the policy every so many steps; 0: never.
     """
 
-    method: MethodName = "tiny"
+    method: Literal["tiny", "grpo", "dr_grpo", "dapo", "rloo"] = "tiny"
     steps: int = 120
     prompts: int = 16
     samples: int = 16
@@ -211,5 +211,6 @@ def _method(settings: TinySettings) -> Method:
         shaping.append(Repetition(reward.repetition))
     if reward.overlong:
         shaping.append(Overlong(rl.max_tokens, reward.overlong))
-    objective = GRPO(rl.clip_low, rl.clip_high, rl.beta, rl.entropy_bonus)
-    return method(rl.method, objective, rl.max_tokens, tuple(shaping))
+    knobs = Knobs(clip_low=rl.clip_low, clip_high=rl.clip_high, beta=rl.beta, entropy_bonus=rl.entropy_bonus)
+    plain = replace(knobs, refill=0) if rl.method == "dapo" else knobs  # a step is the same work for every method
+    return method(rl.method, plain, rl.max_tokens, tuple(shaping))

@@ -4,91 +4,129 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longthought import __version__
-from longthought.core.errors import CheckpointError
-from longthought.models import weights
+import torch
+
+from longthought.core.errors import CheckpointError, SettingsError
+from longthought.core.files import exists, read_json, regular_file
+from longthought.core.version import __version__
+from longthought.models import lora, weights
 from longthought.models.config import ModelConfig
 from longthought.models.transformer import Transformer
-from longthought.runs.files import digest, new_folder
-from longthought.text.renderer import BEGIN, CHAT_TEMPLATE, END, PlainRenderer
-from longthought.text.tokenizer import PADDING, Tokenizer
+from longthought.runs.files import digests, new_folder
+from longthought.text import folder as text
+from longthought.text.renderer import BEGIN, END, PlainRenderer, TemplateRenderer
+from longthought.text.templates import Template
+from longthought.text.tokenizer import PADDING
 
-CONFIG, GENERATION, WEIGHTS, PROVENANCE = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "provenance.json",
-)
+CONFIG, GENERATION, PROVENANCE, ADAPTER = "config.json", "generation_config.json", "provenance.json", "adapter"
 
 
 class Policy(NamedTuple):
-    """A model with the chat format that it speaks."""
+    """A model with the chat format that it speaks.
+
+    ``config`` and ``generation``: the JSON that the model came with, kept when it is saved again.
+    """
 
     model: Transformer
-    renderer: PlainRenderer
+    renderer: text.Renderer
+    config: Mapping[str, Any] | None = None
+    generation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in Hugging Face layout: config, weights, tokenizer, chat template, generation config; and
-    ``provenance.json``, which tells how it was made and the SHA-256 of every other file."""
+    """A folder in Hugging Face layout: config, weights, tokenizer, chat template, generation config.
+
+    If we made it, ``provenance.json`` tells how, and holds the SHA-256 of every other file.
+
+    template: the prompt to speak to a base model with; None: the one that the folder was trained with, or its own chat
+    template.
+    """
 
     path: Path
+    template: Template | None = None
 
     @classmethod
     def save(cls, path: Path, policy: Policy, provenance: Mapping[str, Any]) -> Checkpoint:
-        """Write the folder atomically: it is either whole or not there."""
-        model, renderer = policy
-        tokenizer = renderer.tokenizer
-        ids = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PADDING}
-        special = {name: tokenizer.id_of(token) for name, token in ids.items()}
+        """Write the folder atomically: it is either whole or not there. A LoRA is merged, and kept beside the model in
+        ``adapter/``, in PEFT's format."""
+        model, renderer, config, generation = policy
+        special = _special(policy)
         with new_folder(path) as made:
-            _write_json(made / CONFIG, {**model.config.to_hf(), **special})
-            _write_json(made / GENERATION, {**special, "do_sample": True, "temperature": 1.0})
-            weights.save(model, made / WEIGHTS)
-            tokenizer.save(made, CHAT_TEMPLATE, end=END, begin=BEGIN)
-            files = {file.name: digest(file.read_bytes()) for file in sorted(made.iterdir())}
-            _write_json(made / PROVENANCE, {"longthought": __version__, **provenance, "files": files})
+            _write_json(made / CONFIG, {**model.config.to_hf(config), **({} if config else special)})
+            _write_json(made / GENERATION, generation or {**special, "do_sample": True, "temperature": 1.0})
+            weights.save_folder(model, made)
+            text.save(renderer, made)
+            if lora.is_adapted(model):
+                lora.save(model, made / ADAPTER, path.name)
+            told = {"longthought": __version__, **provenance}
+            if isinstance(renderer, TemplateRenderer):
+                told["template"] = asdict(renderer.template)
+            _write_json(made / PROVENANCE, {**told, "files": digests(made)})
         return cls(path)
 
-    def load(self) -> Policy:
-        """Model and renderer. Raises CheckpointError when the folder is missing, damaged, or not of our making."""
+    def load(self, dtype: torch.dtype = torch.float32) -> Policy:
+        """Model and renderer. Raises CheckpointError when the folder is missing, damaged, or of a model that we cannot
+        run. Nothing that it holds is executed."""
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path} is no folder: give the folder of a model in Hugging Face layout")
         self._verify()
-        tokenizer = Tokenizer.load(self.path)
-        model = weights.load(ModelConfig.from_hf(self._json(CONFIG)), self.path / WEIGHTS)
-        if tokenizer.size > model.config.vocab_size:
-            raise CheckpointError(f"{self.path}: the tokenizer has more tokens than the model ({tokenizer.size})")
-        return Policy(model.eval(), PlainRenderer(tokenizer))
+        config = read_json(self.path, CONFIG)
+        generation = read_json(self.path, GENERATION) if exists(self.path, GENERATION) else None
+        renderer = text.load(self.path, self.template or self._trained_with())
+        model = weights.load_folder(ModelConfig.from_hf(config, self.path / CONFIG), self.path, dtype)
+        if renderer.tokenizer.largest_id >= model.config.vocab_size:
+            raise CheckpointError(
+                f"{self.path}: the tokenizer has the id {renderer.tokenizer.largest_id}, but the model only "
+                f"{model.config.vocab_size} rows of embeddings: one of the two belongs to another model"
+            )
+        return Policy(model.eval(), renderer, config, generation)
 
     def provenance(self) -> dict[str, Any]:
-        """What ``provenance.json`` tells. Raises CheckpointError."""
-        return self._json(PROVENANCE)
+        """What ``provenance.json`` tells; empty for a model of somebody else's. Raises CheckpointError."""
+        return read_json(self.path, PROVENANCE) if exists(self.path, PROVENANCE) else {}
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every file, as ``provenance.json`` states them, or computed for a model of somebody else's."""
+        stated = self.provenance().get("files")
+        if isinstance(stated, dict):
+            return stated
+        return digests(self.path)
+
+    def _trained_with(self) -> Template | None:
+        stated = self.provenance().get("template")
+        if stated is None:
+            return None
+        try:
+            return Template(**{**stated, "stop": tuple(stated["stop"])})
+        except (TypeError, KeyError, SettingsError) as error:
+            raise CheckpointError(f"{self.path / PROVENANCE}: its prompt template cannot be read: {error}") from error
 
     def _verify(self) -> None:
         for name, expected in self.provenance().get("files", {}).items():
-            file = self.path / Path(name).name
-            try:
-                found = digest(file.read_bytes())
-            except OSError as error:
-                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-            if found != expected:
-                raise CheckpointError(f"{file} was altered or cut short since it was written; restore it from a copy")
+            folder, _, file = str(name).rpartition("/")
+            if folder not in ("", ADAPTER):
+                raise CheckpointError(f"{self.path / PROVENANCE} names a file outside the folder: {name!r}")
+            found = regular_file(self.path / folder if folder else self.path, file)
+            if digests(found)["."] != expected:
+                raise CheckpointError(f"{found} was altered or cut short since it was written; restore it from a copy")
 
-    def _json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path} is no model folder made by longthought: it has no {name}") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{file} holds no JSON object")
-        return found
+
+def load(folder: Path | str, template: Template | None = None, dtype: torch.dtype = torch.float32) -> Policy:
+    """The model in a folder, with the chat format that it speaks; see ``Checkpoint.load``."""
+    return Checkpoint(Path(folder), template).load(dtype)
+
+
+def _special(policy: Policy) -> dict[str, int]:
+    """Ids of the special tokens of our own small models; a model of somebody else's keeps its own config."""
+    if not isinstance(policy.renderer, PlainRenderer):
+        return {}
+    names = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PADDING}
+    return {name: policy.renderer.tokenizer.id_of(token) for name, token in names.items()}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

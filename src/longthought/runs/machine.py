@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-import longthought
+from longthought.core.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package, and of the libraries that a result may depend on."""
     found = {
         "python": platform.python_version(),
-        "longthought": longthought.__version__,
+        "longthought": __version__,
         "torch": str(torch.__version__),
     }
     for name in ("numpy", "tokenizers", "safetensors", "pyarrow"):

@@ -92,6 +92,7 @@ class Place:
         rewards: traces.PerRollout,
         advantages: traces.PerRollout,
         shaping: Mapping[str, traces.PerRollout],
+        trained: traces.PerTrained | None = None,
     ) -> None:
         """Keep the rollouts of a step; see :func:`longthought.runs.traces.write`.
 
@@ -100,7 +101,15 @@ class Place:
             ValueError: the state of ``step`` is saved already, or the values do not match the groups.
         """
         self._begin(step)
-        traces.write(self.path / TRACES, step, groups, rewards=rewards, advantages=advantages, shaping=shaping)
+        traces.write(
+            self.path / TRACES,
+            step,
+            groups,
+            rewards=rewards,
+            advantages=advantages,
+            shaping=shaping,
+            trained=trained,
+        )
 
     def save_state(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> None:
         """Make the state after ``step`` durable, and all that was logged until now; the newest two states are kept.

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longthought.core.errors import NotReady
-from longthought.core.protocols import Task
+from longthought.core.errors import NotReady, SettingsError
+from longthought.core.protocols import Renderer, Task
 from longthought.core.types import Group, Rollout
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
@@ -23,6 +23,7 @@ from longthought.runs.files import new_folder, write_atomic
 from longthought.runs.place import Place
 from longthought.runs.progress import progress
 from longthought.tasks.corpus import Probe
+from longthought.text.renderer import PlainRenderer
 from longthought.training.team import Team
 
 SUMMARY, CHECKS = "summary.json", "checks.json"
@@ -53,9 +54,9 @@ class Evaluate:
     quiet: bool = field(default=False, compare=False)
 
     def run(self, given: Checkpoint, place: Place) -> Folder:
-        model, renderer = given.load()
+        policy = given.load()
         began = time.perf_counter()
-        sampler = ShardedEngine(Engine(model, self.engine))
+        sampler = ShardedEngine(Engine(policy, self.engine))
         with (
             Team(self.workers, sampler.handlers) as team,
             progress(self.title, self.settings.problems, quiet=self.quiet) as bar,
@@ -64,7 +65,7 @@ class Evaluate:
             groups = evaluate(
                 self.task,
                 sampler,
-                renderer,
+                policy.renderer,
                 self.settings,
                 lambda done, accuracy: bar.update(done, {"pass@1": round(accuracy, 3)}),
             )
@@ -102,13 +103,13 @@ class CheckReadiness:
 
     def run(self, given: Checkpoint, place: Place) -> Folder:
         """Raises NotReady, after writing ``checks.json``, when a bound is missed."""
-        model, renderer = given.load()
+        policy = given.load()
         began = time.perf_counter()
-        measured = probe(model, renderer, self.probes)
-        sampler = ShardedEngine(Engine(model, self.engine))
+        measured = probe(policy.model, _plain(policy.renderer), self.probes)
+        sampler = ShardedEngine(Engine(policy, self.engine))
         with Team(self.workers, sampler.handlers) as team:
             sampler.join(team)
-            groups = evaluate(self.task, sampler, renderer, self.settings)
+            groups = evaluate(self.task, sampler, policy.renderer, self.settings)
         ladder = {k: estimate.value for k, estimate in summarize(groups, self.lexicon).pass_at_k}
         checks = self.gate.checks({**measured, "pass_at_1": ladder[1], "pass_at_8": ladder[8]})
         content = json.dumps({"checks": [asdict(check) for check in checks]}, ensure_ascii=False, indent=1)
@@ -127,6 +128,12 @@ class CheckReadiness:
 
     def load(self, place: Place) -> Folder:
         return Folder(place.path / "readiness")
+
+
+def _plain(renderer: Renderer) -> PlainRenderer:
+    if not isinstance(renderer, PlainRenderer):
+        raise SettingsError("the readiness gate probes small models of our own; this one speaks another chat format")
+    return renderer
 
 
 def _accuracy(group: Group) -> float:

@@ -51,7 +51,7 @@ class Pretrain:
                 raise SettingsError(f"pretraining: {name}={getattr(self, name)} must be at least 1")
 
     def run(self, given: None, place: Place) -> Checkpoint:
-        policy = self.new_policy()
+        renderer, policy = self.renderer(), self.new_policy()
         learner = PolicyLearner(policy.model, self.optimizer, self.steps, settings=LearnerSettings(self._micro))
         start, tokens = 0, 0
         state = place.load_state()
@@ -65,8 +65,8 @@ class Pretrain:
         ):
             sharded.join(team)
             loss, began = 0.0, time.perf_counter()
-            for step, batch in enumerate(self.batches(policy.renderer, start), start + 1):
-                metrics = sharded.step(documents(batch), NLL())
+            for step, batch in enumerate(self.batches(renderer, start), start + 1):
+                metrics = sharded.step(documents(batch), NLL()).metrics
                 tokens += sum(map(len, batch))
                 loss = metrics["loss"] if not loss else 0.98 * loss + 0.02 * metrics["loss"]
                 if step % 10 == 0 or step == self.steps:
@@ -89,12 +89,16 @@ class Pretrain:
     def _micro(self) -> int:
         return max(2048, self.tokens_per_step)
 
+    def renderer(self) -> PlainRenderer:
+        """The chat format of the model, with its vocabulary."""
+        return PlainRenderer(Tokenizer.of_words(self.vocabulary, (BEGIN, USER, ASSISTANT, END)))
+
     def new_policy(self) -> Policy:
         """The model before its first step."""
-        tokenizer = Tokenizer.of_words(self.vocabulary, (BEGIN, USER, ASSISTANT, END))
-        model = Transformer(ModelConfig.sized(self.width, tokenizer.size, self.context))
+        renderer = self.renderer()
+        model = Transformer(ModelConfig.sized(self.width, renderer.tokenizer.size, self.context))
         initialize(model, self.seed)
-        return Policy(model, PlainRenderer(tokenizer))
+        return Policy(model, renderer)
 
     def batches(self, renderer: PlainRenderer, start: int) -> Iterator[list[TokenIds]]:
         """The batches of steps ``start`` … ``steps`` − 1, a function of the seed alone."""

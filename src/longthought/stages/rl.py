@@ -1,98 +1,115 @@
 """Reinforcement learning with verifiable rewards. No line of it knows an algorithm or a task.
 
-One step: sample a group of replies to each problem, grade them, turn rewards into advantages, lay everything out as
-one batch whose weights are final, minimise the objective. What makes it GRPO, Dr. GRPO, DAPO or RLOO are the four
-small functions that it is given (``Method``).
+One step: sample a group of replies to each problem, grade them, turn rewards into advantages (``earning``), lay
+everything out as one batch whose weights are final, minimise the objective (``updates``). What makes it GRPO, Dr. GRPO,
+DAPO, RLOO or PPO are the small functions that it is given (``method``).
 """
 
 from __future__ import annotations
 
-import copy
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from longthought.algorithms.advantage import BatchAdvantage
-from longthought.core.errors import LogprobGap, SettingsError
-from longthought.core.protocols import Objective, Shaping, Task, Weighting
-from longthought.core.types import CUT, Batch, Group, SamplingParams
+from longthought.core.errors import SettingsError
+from longthought.core.protocols import Task
+from longthought.core.types import Group, Problem, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
-from longthought.evaluation.behaviours import Lexicon
-from longthought.rollout.collect import grade, play
+from longthought.evaluation.behaviours import ENGLISH, Lexicon
+from longthought.models.lora import LoRA
+from longthought.rollout.collect import grade_all, play
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
 from longthought.runs.progress import progress
+from longthought.stages.earning import is_live, nested, rewards_of
+from longthought.stages.method import Method
+from longthought.stages.monitors import Monitors
 from longthought.stages.rl_metrics import headline, rollout_metrics
-from longthought.training.batching import batch_of, informative, with_reference
-from longthought.training.learner import LearnerSettings, PolicyLearner
+from longthought.stages.updates import Updates
+from longthought.training.learner import LearnerSettings
 from longthought.training.optimizer import AdamW, OptimizerSettings
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 
-
-@dataclass(frozen=True)
-class Method:
-    """An algorithm, as the four small functions in which the papers differ.
-
-    ``filter_truncated`` leaves replies that were cut out of the loss and its denominator; their rewards stay in the
-    baseline.
-    """
-
-    advantage: BatchAdvantage
-    weighting: Weighting
-    objective: Objective
-    shaping: tuple[Shaping, ...] = ()
-    filter_truncated: bool = False
+_ROUND = 1_000_000_007  # between the seeds of two rounds of a step
 
 
 @dataclass(frozen=True)
 class RL:
     """``steps`` times: ``prompts`` problems × ``samples`` replies, then ``updates`` optimizer steps on them.
 
+    ``adapter``: train a LoRA instead of the weights.
     ``reference_every``: the reference of the KL term becomes the policy every so many steps; 0 keeps the first one.
     ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated.
+    ``monitors``: what is watched, and when the run stops by itself.
     ``workers``: processes that share the rollouts and the gradient.
+    ``top_p``, ``top_k``: refused unless they are off. A policy gradient needs the probability under which a token was
+    drawn; truncated sampling draws from another distribution than the one that is trained. (An evaluation may use them;
+    what the model folder's generation config says is not used here.)
     """
 
     task: Task
     method: Method
-    lexicon: Lexicon
+    lexicon: Lexicon = ENGLISH
     steps: int = 100
     prompts: int = 16
     samples: int = 16
     updates: int = 2
     max_tokens: int = 192
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
     seed: int = 0
     reference_every: int = 0
     gap_limit: float = 1e-3
     save_every: int = 1
+    adapter: LoRA | None = None
     optimizer: OptimizerSettings = AdamW()
     learner: LearnerSettings = LearnerSettings()
     engine: EngineSettings = EngineSettings()
+    monitors: Monitors = field(default=Monitors(), compare=False)
     workers: int = 1
     quiet: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "updates", "max_tokens", "save_every"):
+        for name in ("steps", "prompts", "samples", "updates", "max_tokens", "save_every", "workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"rl: {name}={getattr(self, name)} must be at least 1")
-        if self.samples < 2:
-            raise SettingsError(f"rl: samples={self.samples}: a group needs at least 2 replies to have a baseline")
+        self._check_groups()
         if self.updates > self.prompts * self.samples:
             raise SettingsError(
                 f"rl: updates={self.updates} exceed the {self.prompts * self.samples} replies of a step"
             )
         if self.temperature <= 0:
             raise SettingsError(f"rl: temperature={self.temperature}: must be positive")
-        if self.reference_every and "logp_ref" not in self.method.objective.reads:
+        if self.top_p != 1 or self.top_k:
             raise SettingsError(
-                f"rl: reference_every={self.reference_every} changes nothing: the objective has no KL term (beta=0)"
+                f"rl: top_p={self.top_p}, top_k={self.top_k}: rollouts of RL must come from the policy itself, since "
+                "cut-off tokens make the log-probs of sampler and learner differ; leave top_p=1 and top_k=0 here, and use "
+                "them in evaluations if you like"
             )
+        if self.reference_every and not self.method.needs_reference:
+            raise SettingsError(
+                f"rl: reference_every={self.reference_every} changes nothing: the method has no KL term (beta=0)"
+            )
+        if self.reference_every and self.adapter is not None:
+            raise SettingsError(
+                "rl: reference_every changes nothing with an adapter: the model without it is the reference"
+            )
+        critic = self.method.critic
+        if critic is not None and critic.pretrain >= self.steps:
+            raise SettingsError(
+                f"rl: the critic is pretrained for {critic.pretrain} of {self.steps} steps: the policy never learns"
+            )
+
+    def _check_groups(self) -> None:
+        if self.samples < 2 and self.method.compares:
+            raise SettingsError(f"rl: samples={self.samples}: a group needs at least 2 replies to have a baseline")
+        if self.samples < 2 and self.method.refill is not None:
+            raise SettingsError(f"rl: samples={self.samples}: with refill every group would be dropped; give 2 or more")
 
     def run(self, given: Checkpoint, place: Place) -> Checkpoint:
         loop = _Loop(self, given.load())
@@ -105,124 +122,110 @@ class RL:
                 if step % self.save_every == 0 or step == self.steps:
                     loop.save(step, place)
                 bar.update(step, headline(metrics))
-        provenance = {"stage": "rl", "steps": self.steps, "seed": self.seed, "from": given.provenance().get("files")}
+        provenance = {"stage": "rl", "steps": self.steps, "seed": self.seed, "from": given.fingerprints()}
         return Checkpoint.save(place.path / "model", loop.policy, provenance)
 
     def load(self, place: Place) -> Checkpoint:
         return Checkpoint(place.path / "model")
 
 
+class _Sampled(NamedTuple):
+    """The groups of a step. ``dropped``: by dynamic sampling.  ``greedy``: one reply to each problem that was kept."""
+
+    kept: list[Group]
+    dropped: list[Group]
+    greedy: list[Group]
+
+
 class _Loop:
-    """What lives through the steps: policy, learner, engine, and the reference if the objective reads one."""
+    """What lives through the steps: policy, learner, engine, and the reference and the critic if they are read."""
 
     def __init__(self, stage: RL, policy: Policy) -> None:
         self.stage, self.policy, self.clock = stage, policy, Clock()
-        learner = PolicyLearner(
-            policy.model, stage.optimizer, stage.steps * stage.updates, stage.temperature, stage.learner
-        )
-        self.learner = ShardedLearner(learner, stage.workers)
-        self.engine = ShardedEngine(Engine(policy.model, stage.engine))
-        self.reference: ShardedLearner | None = None
-        if "logp_ref" in stage.method.objective.reads:
-            frozen = PolicyLearner(copy.deepcopy(policy.model), AdamW(), 1, stage.temperature, stage.learner)
-            self.reference = ShardedLearner(frozen, stage.workers, "reference")
+        self.drawn = 0  # problems sampled so far
+        self.watch = stage.monitors.start()
+        self.updates = Updates(stage, policy.model)
+        self.engine = ShardedEngine(Engine(policy, stage.engine))
 
     def start_team(self) -> Team:
         """The processes that share the work. To be called when all weights are in place."""
-        handlers = self.learner.handlers | self.engine.handlers
-        team = Team(self.stage.workers, handlers | (self.reference.handlers if self.reference else {}))
-        for member in (self.learner, self.engine, self.reference):
-            if member is not None:
-                member.join(team)
+        members: list[ShardedLearner | ShardedEngine] = [*self.updates.members, self.engine]
+        team = Team(self.stage.workers, {name: h for m in members for name, h in m.handlers.items()})
+        for member in members:
+            member.join(team)
         return team
 
     def step(self, step: int, place: Place) -> dict[str, float]:
         """One step of RL; its rollouts go to the trace store."""
-        groups = self._rollouts(step)
-        shaping = {one.name: [one(group) for group in groups] for one in self.stage.method.shaping}
-        rewards = _rewards(groups, shaping)
-        number = torch.arange(len(groups)).repeat_interleave(self.stage.samples)
-        advantages = self.stage.method.advantage(rewards, number)
+        sampled = self._rollouts(step)
+        groups = [*sampled.kept, *sampled.dropped]
+        rewards = rewards_of(groups, self.stage.method, sampled.greedy)
         self.clock.lap("grading")
-        updates = self._train(step, groups, advantages, rewards)
+        done = self.updates.run(step, sampled.kept, rewards)
         self.clock.lap("training")
-        width = self.stage.samples
         place.trace(
             step,
             groups,
-            rewards=rewards.view(-1, width).tolist(),
-            advantages=advantages.view(-1, width).tolist(),
-            shaping=shaping,
+            rewards=nested(rewards.total.tolist(), groups),
+            advantages=nested(done.advantages, groups),
+            shaping=rewards.shaping,
+            trained=nested(done.records, groups),
         )
-        metrics = {**rollout_metrics(groups, rewards, self.stage.lexicon), **updates}
+        metrics = {**rollout_metrics(groups, rewards.total, self.stage.lexicon), **done.metrics}
+        if self.stage.method.refill is not None:
+            metrics["drawn"] = len(groups) / self.stage.prompts
+        metrics |= self.watch.read(step, metrics)
         self.clock.lap("recording")
         return metrics
 
-    def _rollouts(self, step: int) -> list[Group]:
-        stage = self.stage
-        first = (step - 1) * stage.prompts
-        problems = [stage.task.problem("train", first + i) for i in range(stage.prompts)]
-        params = SamplingParams(stage.samples, stage.max_tokens, stage.temperature, seed=stage.seed * 1_000_003 + step)
-        self.engine.version = self.learner.version
+    def _rollouts(self, step: int) -> _Sampled:
+        """Sample and grade; with dynamic sampling, again and again until there are enough groups that teach."""
+        stage, refill = self.stage, self.stage.method.refill
+        kept: list[Group] = []
+        dropped: list[Group] = []
+        wanted = stage.prompts
+        for number in range(refill.rounds if refill else 1):
+            groups = self._sample(step, number, self._draw(wanted), stage.samples, stage.temperature)
+            for group in groups:
+                good = refill is None or (is_live(group) and len(kept) < stage.prompts)
+                (kept if good else dropped).append(group)
+            missing = stage.prompts - len(kept)
+            if not missing:
+                break
+            share = max(len(kept) / (len(kept) + len(dropped)), 0.25)
+            wanted = min(stage.prompts, math.ceil(missing / share))
+        greedy: list[Group] = []
+        if stage.method.greedy_baseline:
+            greedy = self._sample(step, 0, [group[0].problem for group in kept], 1, 0.0)
+        return _Sampled(kept, dropped, greedy)
+
+    def _draw(self, count: int) -> list[Problem]:
+        """The next problems of the training split."""
+        self.drawn += count
+        return [self.stage.task.problem("train", index) for index in range(self.drawn - count, self.drawn)]
+
+    def _sample(self, step: int, number: int, problems: Sequence[Problem], count: int, heat: float) -> list[Group]:
+        seed = self.stage.seed * 1_000_003 + step + number * _ROUND
+        self.engine.version = self.updates.learner.version
+        params = SamplingParams(count, self.stage.max_tokens, heat, seed=seed)
         played = play(problems, self.engine, self.policy.renderer, params)
         self.clock.lap("sampling")
-        return [grade(stage.task, problem, one, self.policy.renderer) for problem, one in zip(problems, played)]
-
-    def _train(self, step: int, groups: Sequence[Group], advantages: Tensor, rewards: Tensor) -> dict[str, float]:
-        """``updates`` optimizer steps on disjoint random parts of the rollouts."""
-        stage, method = self.stage, self.stage.method
-        if self.reference and stage.reference_every and step > 1 and (step - 1) % stage.reference_every == 0:
-            self.reference.learner.model.load_state_dict(self.policy.model.state_dict())
-        rollouts = [rollout for group in groups for rollout in group]
-        trained = ~rewards.isnan()
-        if method.filter_truncated:
-            trained &= torch.tensor([r.completion.finish not in CUT for r in rollouts])
-        order = torch.randperm(len(rollouts), generator=torch.Generator().manual_seed(stage.seed * 1_000_003 + step))
-        parts = [
-            batch_of([rollouts[i] for i in part], advantages[part], method.weighting, trained[part])
-            for part in order.tensor_split(stage.updates)
-        ]
-        done: list[Mapping[str, float]] = []
-        for batch in map(self._complete, parts):
-            if len(batch.tokens):
-                done.append(self.learner.step(batch, method.objective))
-        if not done:
-            return {"updates": 0.0}
-        self._check_gap(step, done[0])
-        means = {name: sum(m[name] for m in done) / len(done) for name in done[0]}
-        on_policy = {name: done[0][name] for name in ("logprob_gap", "logprob_gap_max")}
-        return {**means, **on_policy, "updates": float(len(done))}
-
-    def _complete(self, batch: Batch) -> Batch:
-        """Leave out rows that cannot move the weights, or fill the reference column when there is a KL term."""
-        if self.stage.method.objective.silent_without_advantage:
-            batch = informative(batch)
-        return batch if self.reference is None else with_reference(batch, self.reference.logprobs(batch))
-
-    def _check_gap(self, step: int, first: Mapping[str, float]) -> None:
-        if first["logprob_gap"] > self.stage.gap_limit:
-            raise LogprobGap(
-                f"step {step}: the learner's log-probs differ from the sampler's by {first['logprob_gap']:.2e} nats a "
-                f"token on average (limit {self.stage.gap_limit:.0e}). The sampler does not run the learner's weights, "
-                "or computes them differently; a run that goes on would be off-policy without saying so"
-            )
+        groups = grade_all(self.stage.task, problems, played, self.policy.renderer)
+        self.clock.lap("grading")
+        return groups
 
     def save(self, step: int, place: Place) -> None:
-        tensors, values = self.learner.learner.state()
-        if self.reference is not None:
-            tensors |= {f"reference.{name}": t.clone() for name, t in self.reference.learner.model.state_dict().items()}
-        place.save_state(step, tensors, {"learner": values})
+        tensors, values = self.updates.state()
+        place.save_state(step, tensors, {**values, "drawn": self.drawn, "watch": self.watch.state()})
 
     def restore(self, place: Place) -> int:
         """Continue from the newest state in ``place``; returns the steps done."""
         state = place.load_state()
         if state is None:
             return 0
-        self.learner.learner.restore(state.tensors, state.values["learner"])
-        if self.reference is not None:
-            prefix = "reference."
-            weights = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-            self.reference.learner.model.load_state_dict(weights)
+        self.updates.restore(state.tensors, state.values)
+        self.drawn = state.values["drawn"]
+        self.watch.restore(state.values["watch"])
         return state.step
 
 
@@ -243,14 +246,3 @@ class Clock:
         """Everything booked since the last ``read``."""
         parts, self._parts = self._parts, {}
         return parts
-
-
-def _rewards(groups: Sequence[Group], shaping: Mapping[str, Sequence[Sequence[float]]]) -> Tensor:
-    """Task reward plus shaping, (N,) float64; NaN where the task gave none."""
-    rewards = torch.tensor(
-        [float("nan") if r.score.value is None else r.score.value for group in groups for r in group],
-        dtype=torch.float64,
-    )
-    for values in shaping.values():
-        rewards = rewards + torch.tensor([value for group in values for value in group], dtype=torch.float64)
-    return rewards

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
-from longthought.core.errors import SettingsError
+from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem, Score
 from longthought.tasks.grading import grade_integers
 from longthought.tasks.settings import check_format_weight, check_languages, check_operations
@@ -94,6 +94,13 @@ class Arithmetic:
         """Score every reply by the exact value. Raises ``DataError`` when the problem's answer is no integer."""
         return grade_integers(problem, replies, self.format_weight)
 
+    def solve(self, problem: Problem) -> str:
+        """The value of the expression. Raises ``DataError`` when the problem is not one of this task."""
+        try:
+            return str(_value(problem.info["expression"].split()))
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise DataError(f"problem {problem.id!r} is no arithmetic expression") from error
+
     def _split_of(self, term: _Term | None) -> str:
         return split_of(self.name, term.canonical) if term else ""
 
@@ -111,6 +118,27 @@ class Arithmetic:
             if value is not None and 0 <= value <= self.bound:
                 return _joined(left, operation, right, value)
         return None
+
+
+def _value(words: Sequence[str]) -> int:
+    """The value of a fully bracketed expression, word by word on two stacks."""
+    numbers: list[int] = []
+    signs: list[str] = []
+    for word in ("(", *words, ")"):
+        if word == ")" and signs[-1] != "(":
+            right, sign = numbers.pop(), signs.pop()
+            value = _result(numbers.pop(), sign, right)
+            if value is None:
+                raise ValueError("a division with a remainder")
+            numbers.append(value)
+        if word == ")":
+            signs.pop()
+        elif word.isdecimal():
+            numbers.append(int(word))
+        else:
+            signs.append(word)
+    (value,) = numbers
+    return value
 
 
 def _result(left: int, operation: str, right: int) -> int | None:

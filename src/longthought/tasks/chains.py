@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
-from longthought.core.errors import SettingsError
+from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem, Score
 from longthought.tasks.grading import grade_integers
 from longthought.tasks.settings import check_format_weight, check_languages
@@ -42,7 +43,8 @@ class _Chain(NamedTuple):
 class Chains:
     """Chains of ``steps`` affine maps modulo ``modulus``: the length of the reasoning needed is set exactly.
 
-    Factors are 1..modulus-1, starts and summands 0..modulus-1. Splits are disjoint by the whole chain, whatever the
+    Starts and summands are 0..modulus-1, factors have no divisor in common with the modulus, and no step leaves every x
+    as it is: so the end depends on every step and on the start. Splits are disjoint by the whole chain, whatever the
     seed and the level. Languages alternate with the index. The reward is ``accuracy + format_weight · format``.
 
     Example: ``Chains().problem("train", 0).messages[0].content`` is like
@@ -97,6 +99,24 @@ class Chains:
         """Score every reply by the exact value. Raises ``DataError`` when the problem's answer is no integer."""
         return grade_integers(problem, replies, self.format_weight)
 
+    def solve(self, problem: Problem) -> str:
+        """The last value of x, from the chain. Raises ``DataError`` when the problem is not one of this task."""
+        try:
+            first, *steps = problem.info["chain"].split(" ; ")
+            x = int(first.removeprefix("x = "))
+            for step in steps:
+                factor, summand, modulus = (int(word) for word in step.split() if word.isdecimal())
+                x = (x * factor + summand) % modulus
+        except (KeyError, ValueError, ZeroDivisionError) as error:
+            raise DataError(f"problem {problem.id!r} is no modular chain") from error
+        return str(x)
+
     def _chain(self, draw: Random) -> _Chain:
-        steps = tuple((draw.randrange(1, self.modulus), draw.randrange(self.modulus)) for _ in range(self.steps))
+        steps = tuple(self._step(draw) for _ in range(self.steps))
         return _Chain(self.modulus, draw.randrange(self.modulus), steps)
+
+    def _step(self, draw: Random) -> tuple[int, int]:
+        while True:
+            factor, summand = draw.randrange(1, self.modulus), draw.randrange(self.modulus)
+            if gcd(factor, self.modulus) == 1 and (factor, summand) != (1, 0):
+                return factor, summand

@@ -6,24 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from longthought.core.protocols import Weighting
 from longthought.core.types import Batch, Rollout, TokenIds, rows_of
 
 
-def batch_of(
-    rollouts: Sequence[Rollout],
-    advantages: Float[Tensor, " n"],
-    weighting: Weighting,
-    trained: Bool[Tensor, " n"],
-) -> Batch:
-    """Lay rollouts out as rows: prompt, then reply.
-
-    advantages: (N,), shared by the tokens of a reply.  trained: (N,) bool; a reply that is not trained leaves the loss
-    *and* its denominator (``weighting`` sees an empty row), but its reward has already counted in the baseline.
-    """
+def lay_out(rollouts: Sequence[Rollout]) -> Batch:
+    """Rollouts as rows, prompt and then reply, with the sampler's log-probs; nothing is weighted or credited yet."""
     sequences: list[TokenIds] = [r.prompt + r.completion.token_ids for r in rollouts]
     rows = rows_of(sequences)
     position = torch.arange(rows.tokens.shape[1])
@@ -32,9 +23,34 @@ def batch_of(
     logp_old = torch.zeros(rows.tokens.shape)
     for row, rollout in enumerate(rollouts):
         logp_old[row, prompts[row] : rows.lengths[row]] = torch.tensor(rollout.completion.logprobs)
-    weight = weighting(mask & trained[:, None])
-    advantage = torch.where(mask, advantages[:, None].to(weight.dtype), 0.0)
-    return Batch(rows.tokens, rows.lengths, mask, weight, advantage, logp_old)
+    return Batch(rows.tokens, rows.lengths, mask, torch.zeros(rows.tokens.shape), None, logp_old)
+
+
+def weighted(laid: Batch, index: Int[Tensor, " n"], weighting: Weighting, trained: Bool[Tensor, " n"]) -> Batch:
+    """The rows of one optimizer step with their final weights.
+
+    trained: (n,) of the chosen rows; a reply that is not trained leaves the loss *and* its denominator (``weighting``
+    sees an empty row), but its reward has already counted in the baseline.
+    """
+    part = laid.select(index)
+    return replace(part, weight=weighting(part.mask & trained[:, None]))
+
+
+def batch_of(
+    rollouts: Sequence[Rollout],
+    advantages: Float[Tensor, " n"],
+    weighting: Weighting,
+    trained: Bool[Tensor, " n"],
+) -> Batch:
+    """One optimizer step's rollouts. advantages: (N,), shared by the tokens of a reply.  trained: see ``weighted``."""
+    laid = lay_out(rollouts)
+    batch = weighted(laid, torch.arange(len(rollouts)), weighting, trained)
+    return replace(batch, advantage=shared_by_tokens(advantages, batch.mask))
+
+
+def shared_by_tokens(advantages: Float[Tensor, " n"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """The advantage of a reply on each of its tokens, (N, T) float32."""
+    return torch.where(mask, advantages[:, None].float(), 0.0)
 
 
 def informative(batch: Batch) -> Batch:
@@ -42,8 +58,13 @@ def informative(batch: Batch) -> Batch:
 
     Dropping the others changes no gradient, since the weights were decided before.
     """
+    return batch.select(moving(batch).nonzero().squeeze(-1))
+
+
+def moving(batch: Batch) -> Bool[Tensor, " n"]:
+    """Which rows ``informative`` keeps."""
     assert batch.advantage is not None
-    return batch.select(((batch.advantage != 0) & (batch.weight != 0)).any(1).nonzero().squeeze(-1))
+    return ((batch.advantage != 0) & (batch.weight != 0)).any(1)
 
 
 def with_reference(batch: Batch, logp_ref: Float[Tensor, "n t"]) -> Batch:

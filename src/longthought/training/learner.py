@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
 
-from longthought.core.errors import LongthoughtError, SettingsError
+from longthought.core.errors import NotFinite, RunMismatch, SettingsError
 from longthought.core.protocols import Objective
-from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows
+from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows, Update
+from longthought.models import lora
 from longthought.models.attention import PackedAttention
 from longthought.models.heads import token_logprobs
 from longthought.models.transformer import Transformer
@@ -77,27 +79,72 @@ class Tally:
         return {"loss": self.loss, **means, **gap}
 
 
+class Head(Protocol):
+    """What a model says about the tokens in ``needed`` (N, T), zero elsewhere. Never asked about t = 0."""
+
+    def __call__(self, model: Any, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput: ...
+
+
+@dataclass(frozen=True)
+class LogprobHead:
+    """log-prob and entropy of softmax(logits / temperature). chunk: tokens whose logits exist at a time."""
+
+    temperature: float
+    chunk: int
+
+    def __call__(self, model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput:
+        return evaluate_policy(model, rows, needed, self.temperature, self.chunk)
+
+
+@dataclass(frozen=True)
+class WithoutAdapter:
+    """What the model would say without its LoRA: the free reference policy."""
+
+    head: Head
+
+    def __call__(self, model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput:
+        with lora.disabled(model):
+            return self.head(model, rows, needed)
+
+
+class Hidden(NamedTuple):
+    """Hidden states (M, D) of the M tokens *before* the needed ones, whose places in (N·T) are ``where`` (M,)."""
+
+    states: Tensor
+    where: Tensor
+
+
+def hidden_before(model: nn.Module, rows: Rows, needed: Bool[Tensor, "n t"]) -> Hidden:
+    """The states that predict the needed tokens: the state at t − 1 predicts token t.
+
+    Linear layers see real tokens only.
+    """
+    n, width = rows.tokens.shape
+    device = rows.tokens.device
+    real = torch.arange(width, device=device) < rows.lengths[:, None]
+    attend = PackedAttention(rows.lengths.tolist(), device)
+    hidden = model(rows.tokens[real], attend.positions, attend)
+    packed_index = torch.cumsum(real.flatten(), 0).view(n, width) - 1
+    where = needed.flatten().nonzero().squeeze(-1)
+    return Hidden(hidden.index_select(0, packed_index.flatten()[where] - 1), where)
+
+
 def evaluate_policy(
     model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], temperature: float, chunk: int
 ) -> PolicyOutput:
     """log π(token | tokens before) and the entropy there, for the tokens in ``needed``; zero elsewhere.
 
     rows: N sequences; needed: (N, T) bool, never true at t = 0, which nothing predicts → two (N, T) tensors.
-    The state at t − 1 predicts token t. Linear layers see real tokens only.
     """
-    n, width = rows.tokens.shape
-    real = torch.arange(width) < rows.lengths[:, None]
-    attend = PackedAttention(rows.lengths.tolist())
-    hidden = model(rows.tokens[real], attend.positions, attend)
-    packed_index = torch.cumsum(real.flatten(), 0).view(n, width) - 1
-    where = needed.flatten().nonzero().squeeze(-1)
-    predicting = hidden.index_select(0, packed_index.flatten()[where] - 1)
+    predicting, where = hidden_before(model, rows, needed)
     targets = rows.tokens.flatten()[where]
     logp, entropy = token_logprobs(predicting, model.lm_head.weight, targets, temperature, chunk)
-    blank = logp.new_zeros(n * width)
-    return PolicyOutput(
-        blank.index_copy(0, where, logp).view(n, width), blank.index_copy(0, where, entropy).view(n, width)
-    )
+    return PolicyOutput(spread(logp, where, needed), spread(entropy, where, needed))
+
+
+def spread(values: Float[Tensor, " m"], where: Int[Tensor, " m"], like: Shaped[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+    """Values at their places in (N·T), zero elsewhere, (N, T)."""
+    return values.new_zeros(like.numel()).index_copy(0, where, values).view(like.shape)
 
 
 class PolicyLearner:
@@ -105,20 +152,23 @@ class PolicyLearner:
 
     ``step`` minimises an objective over a batch whose weights were decided beforehand over the whole batch; any cut
     into micro-batches gives the same gradient. ``temperature`` is the sampler's: log-probs are those of
-    softmax(logits / temperature).
+    softmax(logits / temperature). ``head``: what the model is asked, if not its log-probs. Only parameters that
+    require a gradient are optimized and stored.
     """
 
     def __init__(
         self,
-        model: Transformer,
+        model: nn.Module,
         optimizer: OptimizerSettings,
         steps: int,
         temperature: float = 1.0,
         settings: LearnerSettings = LearnerSettings(),
+        head: Head | None = None,
     ) -> None:
         if temperature <= 0:
             raise SettingsError(f"temperature={temperature}: must be positive")
-        self.model, self.settings, self.temperature = model, settings, temperature
+        self.model, self.settings = model, settings
+        self.head: Head = head or LogprobHead(temperature, settings.head_chunk)
         self.optimizers = optimizer.build(model)
         self._schedule, self._steps, self._version = optimizer.schedule, steps, 0
 
@@ -127,31 +177,38 @@ class PolicyLearner:
         """Optimizer steps done."""
         return self._version
 
-    def step(self, batch: Batch, objective: Objective) -> Metrics:
-        """One optimizer step. Returns ``loss``, the means of the objective's metrics over the batch's weight,
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def step(self, batch: Batch, objective: Objective) -> Update:
+        """One optimizer step. Its metrics are ``loss``, the means of the objective's metrics over the batch's weight,
         ``logprob_gap`` and ``logprob_gap_max``, ``grad_norm`` (before clipping) and ``lr``.
 
-        Raises LongthoughtError when the gradient is not finite: the weights are then untouched.
+        Raises NotFinite when the gradient is not finite: the weights are then untouched.
         """
-        return self.apply(self.accumulate(batch, objective))
+        tally, output = self.accumulate(batch, objective)
+        return Update(self.apply(tally), output)
 
-    def accumulate(self, batch: Batch, objective: Objective) -> Tally:
+    def accumulate(self, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
         """Add the batch's gradient to the parameters' and count what was seen on the way."""
-        tally = Tally()
+        tally, output = Tally(), _blank(batch)
         for index in micro_batches(batch.lengths, self.settings.micro_tokens):
-            micro = batch.select(index)
-            policy = self._policy(micro, micro.mask)
+            micro = batch.select(index).to(self.device)
+            policy = self.head(self.model, micro, micro.mask)
             loss = objective(policy, micro)
             loss.value.backward()
             tally = tally + Tally.of(policy, micro, loss)
-        return tally
+            _keep(output, policy, index)
+        return tally, output
 
     def apply(self, tally: Tally) -> Metrics:
         """Step with the gradient that was accumulated."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
         if not torch.isfinite(norm):
             self.model.zero_grad(set_to_none=True)
-            raise LongthoughtError(
+            raise NotFinite(
                 f"the gradient of optimizer step {self._version + 1} is not finite; the weights were left as they are. "
                 "Lower the learning rate, or look at the rewards of this step's traces"
             )
@@ -164,22 +221,23 @@ class PolicyLearner:
         return {**tally.means(), "grad_norm": float(norm), "lr": float(rate)}
 
     @torch.no_grad()
+    def evaluate(self, rows: Rows) -> PolicyOutput:
+        """What the head says of every token but the first, (N, T), float32; zero at the first and in the padding."""
+        output = _blank(rows)
+        for index in micro_batches(rows.lengths, self.settings.micro_tokens):
+            micro = Rows(rows.tokens, rows.lengths).select(index).to(self.device)
+            positions = torch.arange(micro.tokens.shape[1], device=self.device)
+            needed = (positions > 0) & (positions < micro.lengths[:, None])
+            _keep(output, self.head(self.model, micro, needed), index)
+        return output
+
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """log π of every token but the first (which is 0), (N, T)."""
-        result = torch.zeros(rows.tokens.shape)
-        for index in micro_batches(rows.lengths, self.settings.micro_tokens):
-            micro = rows.select(index)
-            positions = torch.arange(micro.tokens.shape[1])
-            needed = (positions > 0) & (positions < micro.lengths[:, None])
-            result[index, : micro.tokens.shape[1]] = self._policy(micro, needed).logp.float()
-        return result
-
-    def _policy(self, rows: Rows, needed: Bool[Tensor, "n t"]) -> PolicyOutput:
-        return evaluate_policy(self.model, rows, needed, self.temperature, self.settings.head_chunk)
+        return self.evaluate(rows).logp
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and numbers from which ``restore`` continues bit for bit."""
-        tensors = {f"model.{k}": v.detach().clone() for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor.detach().clone() for name, tensor in self._stored().items()}
         for number, optimizer in enumerate(self.optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
                 for name, value in entries.items():
@@ -188,7 +246,10 @@ class PolicyLearner:
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, int]) -> None:
         """Undo everything since ``state``."""
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        saved_model = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        if saved_model.keys() != self._stored().keys():
+            raise RunMismatch("the training state belongs to another model: its parameters have other names")
+        self.model.load_state_dict(saved_model, strict=False)
         for number, optimizer in enumerate(self.optimizers):
             saved = optimizer.state_dict()
             saved["state"] = defaultdict(dict)
@@ -199,3 +260,22 @@ class PolicyLearner:
             saved["state"] = dict(saved["state"])
             optimizer.load_state_dict(saved)
         self._version = values["version"]
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The whole model, or, when a part is frozen, what is trained: the rest is where it came from."""
+        trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {k: v for k, v in self.model.state_dict().items() if not frozen or k in trained}
+
+
+def _blank(rows: Rows) -> PolicyOutput:
+    return PolicyOutput(*(torch.zeros(rows.tokens.shape) for _ in range(3)))
+
+
+def _keep(output: PolicyOutput, said: PolicyOutput, index: Tensor) -> None:
+    """Put what was said of some rows into its place."""
+    width = said.logp.shape[1]
+    pairs = ((output.logp, said.logp), (output.entropy, said.entropy), (output.values, said.values))
+    for column, values in pairs:
+        if column is not None and values is not None:
+            column[index, :width] = values.detach().float().cpu()

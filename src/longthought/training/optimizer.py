@@ -90,8 +90,9 @@ class AdamW:
     schedule: Schedule = Schedule()
 
     def build(self, model: nn.Module) -> list[Optimizer]:
-        decayed = [p for p in model.parameters() if p.dim() >= 2]
-        plain = [p for p in model.parameters() if p.dim() < 2]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.dim() >= 2]
+        plain = [p for p in trained if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)]
 
@@ -111,7 +112,7 @@ class MuonAdamW:
     schedule: Schedule = Schedule(warmup=20, decay=0.7)
 
     def build(self, model: nn.Module) -> list[Optimizer]:
-        named = list(model.named_parameters())
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if p.dim() == 2 and ".layers." in name]
         tables = [p for name, p in named if p.dim() == 2 and ".layers." not in name]
         plain = [p for _, p in named if p.dim() < 2]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longthought.core.protocols import Objective
-from longthought.core.types import Batch, Metrics, Rows
+from longthought.core.types import Batch, PolicyOutput, Rows, Update
 from longthought.training.learner import PolicyLearner, Tally
 from longthought.training.team import Handler, Team, share, shared
 
@@ -45,7 +45,7 @@ class ShardedLearner:
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        return {f"{self._name}.gradient": self._gradient, f"{self._name}.logprobs": self._logprobs}
+        return {f"{self._name}.gradient": self._gradient, f"{self._name}.evaluate": self._evaluate}
 
     def join(self, team: Team) -> None:
         """The team that was built with ``handlers``."""
@@ -55,36 +55,37 @@ class ShardedLearner:
     def version(self) -> int:
         return self.learner.version
 
-    def step(self, batch: Batch, objective: Objective) -> Metrics:
+    def step(self, batch: Batch, objective: Objective) -> Update:
         """As ``PolicyLearner.step``."""
         team = self._joined
         if team.size == 1:
             return self.learner.step(batch, objective)
         parts = shards(batch.lengths, team.size)
-        tallies = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
+        seen = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
         self._add(range(1, len(parts)))
-        total = tallies[0]
-        for tally in tallies[1:]:
+        total: Tally = seen[0][0]
+        for tally, _ in seen[1:]:
             total = total + tally
-        return self.learner.apply(total)
+        return Update(self.learner.apply(total), _merged(batch, parts, [output for _, output in seen]))
+
+    def evaluate(self, rows: Rows) -> PolicyOutput:
+        """As ``PolicyLearner.evaluate``."""
+        team = self._joined
+        rows = Rows(rows.tokens, rows.lengths)
+        parts = shards(rows.lengths, team.size)
+        return _merged(rows, parts, team.call(f"{self._name}.evaluate", [(rows.select(part),) for part in parts]))
 
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """As ``PolicyLearner.logprobs``."""
-        team = self._joined
-        parts = shards(rows.lengths, team.size)
-        found = team.call(f"{self._name}.logprobs", [(rows.select(part),) for part in parts])
-        result = torch.zeros(rows.tokens.shape)
-        for part, values in zip(parts, found):
-            result[part, : values.shape[1]] = values
-        return result
+        return self.evaluate(rows).logp
 
     @property
     def _joined(self) -> Team:
         assert self._team is not None, "join a team first"
         return self._team
 
-    def _gradient(self, member: int, batch: Batch, objective: Objective) -> Tally:
-        tally = self.learner.accumulate(batch, objective)
+    def _gradient(self, member: int, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
+        seen = self.learner.accumulate(batch, objective)
         if member:
             offset = 0
             for parameter in self._parameters:
@@ -92,11 +93,11 @@ class ShardedLearner:
                 view.copy_(parameter.grad.flatten()) if parameter.grad is not None else view.zero_()
                 parameter.grad = None
                 offset += parameter.numel()
-        return tally
+        return seen
 
-    def _logprobs(self, member: int, rows: Rows) -> Float[Tensor, "n t"]:
+    def _evaluate(self, member: int, rows: Rows) -> PolicyOutput:
         del member
-        return self.learner.logprobs(rows)
+        return self.learner.evaluate(rows)
 
     def _add(self, members: Sequence[int]) -> None:
         """Add the gradients of other members to this one's, always in the same order."""
@@ -106,3 +107,14 @@ class ShardedLearner:
                 gradient = self._gradients[member, offset : offset + parameter.numel()].view_as(parameter)
                 parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
                 offset += parameter.numel()
+
+
+def _merged(rows: Rows, parts: Sequence[Tensor], outputs: Sequence[PolicyOutput]) -> PolicyOutput:
+    """What was said of the parts, in the order of the rows."""
+    whole = PolicyOutput(*(torch.zeros(rows.tokens.shape) for _ in range(3)))
+    for part, output in zip(parts, outputs, strict=True):
+        width = output.logp.shape[1]
+        whole.logp[part, :width], whole.entropy[part, :width] = output.logp, output.entropy
+        if whole.values is not None and output.values is not None:
+            whole.values[part, :width] = output.values
+    return whole

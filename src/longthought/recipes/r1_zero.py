@@ -1,0 +1,247 @@
+"""R1-Zero with a model and problems of one's own: measure, train by reinforcement alone, measure again.
+
+Read ``r1_zero`` first: it is the whole road. Then ``stages/rl.py`` for what one step of RL is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from longthought.core.errors import CheckpointError, SettingsError
+from longthought.core.protocols import Shaping, Verifier
+from longthought.evaluation.behaviours import ENGLISH
+from longthought.evaluation.evaluate import EvaluationSettings
+from longthought.models.lora import LoRA
+from longthought.recipes.methods import Knobs, MethodName, method
+from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition
+from longthought.runs.artifacts import Checkpoint
+from longthought.runs.run import Run
+from longthought.stages.measure import Evaluate
+from longthought.stages.rl import RL
+from longthought.tasks.fields import Fields
+from longthought.tasks.file_problems import Reading
+from longthought.tasks.files import FileTask
+from longthought.tasks.grading import Grading, ReplyForm
+from longthought.text.templates import TEMPLATES, Template
+from longthought.training.learner import LearnerSettings
+from longthought.training.optimizer import AdamW, Schedule
+from longthought.verifiers.choice import Choice
+from longthought.verifiers.exact import Exact, Number, SetMatch
+from longthought.verifiers.function import Function
+from longthought.verifiers.math import Math
+
+VERIFIERS: Final[dict[str, Verifier]] = {
+    "math": Math(),
+    "exact": Exact(),
+    "number": Number(),
+    "choice": Choice(),
+    "set": SetMatch(),
+}
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A file of problems with answers, and how a reply is graded.
+
+    file: .jsonl, .json, .parquet, .csv or .tsv; prompt and answer are found by the names of the columns.
+    test: a file of held-out problems; none: a tenth of the problems, chosen by their text.
+    fields: which columns hold what, as prompt=question,answer=final; empty: found by themselves.
+    bad: rows that cannot be used are listed and refused, or skipped and counted.
+    test_share: share of the problems that is held out when there is no test file.
+    verifier: math, exact, number, choice, set, or a function of yours, as mine.py:verify.
+    form: of a reply: think_answer, think, or free.
+    format_weight: reward of the form alone; not with free.
+    strict: a reply without the form earns nothing.
+    """
+
+    file: Path = Path("problems.jsonl")
+    test: Path | None = None
+    fields: str = ""
+    bad: Literal["refuse", "skip"] = "refuse"
+    test_share: float = 0.10
+    verifier: str = "math"
+    form: ReplyForm = "think_answer"
+    format_weight: float = 0.1
+    strict: bool = True
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Train a LoRA instead of all weights.
+
+    rank: of its matrices; 0: no LoRA, all weights are trained.
+    alpha: its scale.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        if not self.rank and self.alpha != 32.0:
+            raise SettingsError(f"adapter.alpha={self.alpha} changes nothing with adapter.rank=0: set the rank, too")
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Summands of the reward beside the verifier's; 0 leaves one out.
+
+    language: weight of the share of words in the prompt's language.
+    repetition: penalty for repeated 10-grams of tokens.
+    overlong: width in tokens of DAPO's soft punishment before the cut.
+    length: weight of Kimi's length reward: shorter right replies earn more.
+    """
+
+    language: float = 0.0
+    repetition: float = 0.0
+    overlong: int = 0
+    length: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Reinforcement learning.
+
+    method: an algorithm of recipes/methods.py.
+    steps: rollout batches.
+    prompts: problems of one step.
+    samples: replies to each problem.
+    updates: optimizer steps on each batch, on disjoint parts of it.
+    max_tokens: longest reply, in tokens.
+    temperature: of the rollouts, and of the log-probabilities that are trained.
+    lr: learning rate; none: 1e-6 for all weights, 1e-5 for a LoRA.
+    warmup: steps over which it rises.
+    final: what it falls to at the end, as a share of lr.
+    reference_every: the reference becomes the policy every so many steps; 0: never.
+    micro_tokens: tokens of one forward pass; memory, not mathematics.
+    """
+
+    method: MethodName = "grpo"
+    steps: int = 100
+    prompts: int = 16
+    samples: int = 8
+    updates: int = 1
+    max_tokens: int = 512
+    temperature: float = 1.0
+    lr: float | None = None
+    warmup: int = 5
+    final: float = 1.0
+    reference_every: int = 0
+    micro_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class R1ZeroSettings:
+    """Everything that a run depends on.
+
+    model: folder of a Llama, Qwen2, Qwen2.5 or Qwen3 model in Hugging Face layout.
+    template: prompt template of a base model, such as r1_zero; empty: the chat template of the folder.
+    seed: of problems and samples.
+    workers: processes that share every step, one per core.
+    """
+
+    model: Path = Path("model")
+    template: str = ""
+    seed: int = 0
+    workers: int = 1
+    problems: Problems = Problems()
+    rl: Learning = Learning()
+    knobs: Knobs = Knobs()
+    reward: Shaped = Shaped()
+    adapter: Adapter = Adapter()
+    evaluation: EvaluationSettings = EvaluationSettings(problems=100, samples=4, max_tokens=512)
+
+    def __post_init__(self) -> None:
+        clips = {"clip_low", "clip_high", "dual_clip", "cap"}
+        if self.rl.updates == 1 and (given := sorted(k for k in clips if getattr(self.knobs, k) is not None)):
+            raise SettingsError(
+                f"knobs.{given[0]} changes nothing with rl.updates=1: the policy is still the one that sampled, every "
+                "ratio is 1 and nothing is clipped"
+            )
+
+
+def r1_zero(settings: R1ZeroSettings, run: Run) -> Checkpoint:
+    """Measure a model on your problems, train it by reinforcement alone, measure it again."""
+    base = base_of(settings)
+    look = Evaluate(task_of(settings), ENGLISH, settings.evaluation, workers=settings.workers)
+    run.do("before", replace(look, title="before"), base)
+    trained = run.do("rl", reinforcement(settings), base)
+    run.do("after", replace(look, title="after"), trained)
+    return trained
+
+
+def base_of(settings: R1ZeroSettings) -> Checkpoint:
+    """The model to start from. Raises CheckpointError when there is no such folder."""
+    if not settings.model.is_dir():
+        raise CheckpointError(
+            f"there is no model folder {settings.model}: give one in Hugging Face layout, model=FOLDER"
+        )
+    return Checkpoint(settings.model, template_of(settings.template))
+
+
+def template_of(name: str) -> Template | None:
+    """A prompt template by name; None for the folder's own. Raises SettingsError when there is none."""
+    if not name:
+        return None
+    known = {template.name: template for template in TEMPLATES}
+    if name not in known:
+        raise SettingsError(f"there is no prompt template {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def task_of(settings: R1ZeroSettings) -> FileTask:
+    """The problems, read and checked whole."""
+    given = settings.problems
+    reading = Reading(Fields.parse(given.fields), test_share=given.test_share, bad=given.bad, seed=settings.seed)
+    grading = Grading(verifier_of(given.verifier), given.form, given.format_weight, given.strict)
+    if given.test is None:
+        return FileTask.read(given.file, grading=grading, reading=reading)
+    return FileTask.read(train=(given.file,), test=(given.test,), grading=grading, reading=reading)
+
+
+def verifier_of(name: str) -> Verifier:
+    """A shipped verifier by name, or a function of a file. Raises SettingsError when there is none."""
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    if ".py" in name:
+        return Function.from_file(name)
+    raise SettingsError(
+        f"there is no verifier {name!r}; choose {', '.join(VERIFIERS)}, or a function as mine.py:verify"
+    )
+
+
+def reinforcement(settings: R1ZeroSettings) -> RL:
+    """The RL stage: the task, the algorithm, and their budgets."""
+    rl, adapter = settings.rl, settings.adapter
+    usual = 1e-5 if adapter.rank else 1e-6
+    schedule = Schedule(warmup=rl.warmup, decay=1.0 if rl.final < 1 else 0.0, final=rl.final if rl.final < 1 else 0.0)
+    return RL(
+        task=task_of(settings),
+        method=method(rl.method, settings.knobs, rl.max_tokens, _shaping(settings)),
+        steps=rl.steps,
+        prompts=rl.prompts,
+        samples=rl.samples,
+        updates=rl.updates,
+        max_tokens=rl.max_tokens,
+        temperature=rl.temperature,
+        seed=settings.seed,
+        reference_every=rl.reference_every,
+        adapter=LoRA(adapter.rank, adapter.alpha) if adapter.rank else None,
+        workers=settings.workers,
+        learner=LearnerSettings(rl.micro_tokens),
+        optimizer=AdamW(lr=usual if rl.lr is None else rl.lr, schedule=schedule),
+    )
+
+
+def _shaping(settings: R1ZeroSettings) -> tuple[Shaping, ...]:
+    reward, chosen = settings.reward, list[Shaping]()
+    if reward.language:
+        chosen.append(LanguageConsistency(reward.language))
+    if reward.repetition:
+        chosen.append(Repetition(reward.repetition))
+    if reward.overlong:
+        chosen.append(Overlong(settings.rl.max_tokens, reward.overlong))
+    if reward.length:
+        chosen.append(Length(reward.length))
+    return tuple(chosen)
