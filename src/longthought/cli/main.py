@@ -25,7 +25,11 @@ COMMANDS = {
     "sample": "ask a model, and read how it thinks",
     "report": "write the report of a run, finished or not",
     "traces": "look at the rollouts of a run: what was written, how it was graded, token by token",
+    "verify": "grade a file of answers, and show where two verifiers differ",
     "plan": "what a run will take, before it starts",
+    "doctor": "check a configuration before a long run: gradients, rewards, settings, memory",
+    "lab": "bias and variance of the gradient estimators, against an exact gradient",
+    "replay": "compute a recorded step of RL again, with another method",
 }
 RESUMABLE = frozenset({"quickstart", "run"})
 FAILED, NOT_READY, STOPPED, BROKEN_PIPE = 2, 3, 130, 141

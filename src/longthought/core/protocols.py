@@ -35,11 +35,11 @@ class Verifier(Protocol):
 
 
 @runtime_checkable
-class BatchVerifier(Protocol):
+class BatchVerifier(Verifier, Protocol):
     """A verifier that grades many replies at once, on several cores or over a network."""
 
     def many(self, pairs: Sequence[tuple[Problem, Message]], /) -> list[Verdict]:
-        """A verdict for every pair, in order."""
+        """A verdict for every pair, in order: what one call for each would say."""
         ...
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 PALETTE = ("#3a86c8", "#d9772b", "#2e9d72", "#b05aa0", "#8c8f5a", "#7d8590")
 SMOOTHING = 9
-_INK = "#010203"  # replaced by the colour of the page
+INK = "#010203"  # replaced by the colour of the page
 _MOST_POINTS = 400
 _FEW = 20
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
-_HOUSE_STYLE: Any = {
+HOUSE_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "longthought",
     "svg.image_inline": True,
@@ -33,9 +33,9 @@ _HOUSE_STYLE: Any = {
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",  # it comes with matplotlib: the layout is the same on every machine
     "font.size": 9.0,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,8 +44,8 @@ _HOUSE_STYLE: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 8.0,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "legend.frameon": False,
@@ -153,7 +153,7 @@ def bars(entries: Sequence[Bar], xlabel: str, title: str) -> str:
 def picture_svg(panels: Sequence[Panel], width: float = 12.4, height: float = 3.0) -> str:
     """A stand-alone SVG file with the panels side by side on white, in inches. Empty panels say so."""
     svg = _panels(panels, (width, height), transparent=False)
-    return svg[svg.index("<svg") :].replace(_INK, "#24292f")
+    return svg[svg.index("<svg") :].replace(INK, "#24292f")
 
 
 def _panels(panels: Sequence[Panel], size: tuple[float, float], transparent: bool = True) -> str:
@@ -177,7 +177,7 @@ def _draw(axes: Any, panel: Panel) -> None:
         _draw_line(axes, line, PALETTE[number % len(PALETTE)], markers=panel.log2)
     for number, series in enumerate(panel.points):
         _draw_points(axes, series, PALETTE[(1 + number) % len(PALETTE)])
-    axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     _scale(axes, panel)
     if len(panel.lines) + len(panel.points) > 1:
         axes.legend(loc="best")
@@ -278,7 +278,7 @@ def _render(draw: Any, size: tuple[float, float], transparent: bool) -> str:
 
     with rc_context(), warnings.catch_warnings():
         rcdefaults()  # the reader's matplotlibrc must not change the report
-        rcParams.update(_HOUSE_STYLE)
+        rcParams.update(HOUSE_STYLE)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's fonts draw the text, not ours
         figure = Figure(figsize=size, layout="constrained", facecolor="none" if transparent else "white")
         draw(figure)
@@ -313,4 +313,4 @@ def _inline(svg: str, title: str) -> str:
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="c{digest}-{m.group(1)}"' if m.group(1) in used else "", body)
     body = re.sub(r'((?:href="|url\()#)', rf"\g<1>c{digest}-", body)
     start = f'<svg viewBox="{box}" stroke-linejoin="round" role="img" aria-label="{html.escape(title)}">'
-    return start + body.replace(_INK, "currentColor").strip()
+    return start + body.replace(INK, "currentColor").strip()

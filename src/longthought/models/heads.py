@@ -38,7 +38,7 @@ class _TokenLogprob(torch.autograd.Function):
     def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normalizer, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None: the head is frozen
         for rows in torch.arange(len(hidden), device=hidden.device).split(ctx.chunk):
             logq = _logits(hidden[rows], weight, ctx.temperature) - normalizer[rows, None]
             p = logq.exp()
@@ -46,7 +46,8 @@ class _TokenLogprob(torch.autograd.Function):
             grad.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
             grad = (grad / ctx.temperature).to(hidden.dtype)
             grad_hidden[rows] = grad @ weight
-            grad_weight.addmm_(grad.T, hidden[rows])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.T, hidden[rows])
         return grad_hidden, grad_weight, None, None, None
 
 

@@ -13,18 +13,20 @@ from longthought.algorithms.advantage import (
     group_normalized,
     leave_one_out,
     per_group,
+    rescaled_centered,
 )
 from longthought.algorithms.control import EntropyTarget
 from longthought.algorithms.correction import Truncated
 from longthought.algorithms.credit import (
     GAE,
+    OPO,
     DecoupledGAE,
     LengthAdaptive,
     PerReply,
     ReinforcePlusPlus,
     ReMax,
 )
-from longthought.algorithms.objective import CISPO, GRPO, GSPO, KL, REINFORCE, Imitation, MirrorDescent, Sum
+from longthought.algorithms.objective import CISPO, GRPO, GSPO, KL, REINFORCE, SAPO, Imitation, MirrorDescent, Sum
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Objective, Shaping
@@ -36,7 +38,10 @@ MethodName: TypeAlias = Literal[
     "dr_grpo",
     "dapo",
     "rloo",
+    "opo",
+    "gpg",
     "gspo",
+    "sapo",
     "cispo",
     "reinforce",
     "reinforce_pp",
@@ -95,11 +100,12 @@ _CRITIC: Final = frozenset({"lam", "critic_lr", "critic_clip", "critic_pretrain"
 _ALWAYS: Final = frozenset({"refill", "filter_truncated", "correction"})
 _READS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(("grpo", "dr_grpo", "dapo", "tiny", "reinforce_pp_baseline"), _SURROGATE | _KL),
-    **dict.fromkeys(("rloo", "reinforce_pp", "remax"), _SURROGATE | {"beta"}),
-    **dict.fromkeys(("ppo", "vapo"), _SURROGATE | _CRITIC | {"beta"}),
+    **dict.fromkeys(("rloo", "opo", "reinforce_pp", "remax"), _SURROGATE | {"beta"}),
+    "ppo": _SURROGATE | _CRITIC | {"beta"},
+    "vapo": _SURROGATE - {"entropy_target"} | _CRITIC | {"beta"},
     "gspo": _KL | {"clip_low", "clip_high"},
     "cispo": _KL | {"cap"},
-    "reinforce": _KL,
+    **dict.fromkeys(("reinforce", "gpg", "sapo"), _KL),
     "kimi": frozenset({"tau"}),
 }
 
@@ -138,6 +144,12 @@ def _published(name: MethodName, knobs: Knobs, max_tokens: int) -> Method:  # no
             return Method(per_group(group_normalized), token_mean, objective, filter_truncated=True, refill=Refill())
         case "rloo":
             return _kl_in_reward(Method(PerReply(leave), sequence_sum, _surrogate(knobs)), knobs)
+        case "opo":
+            return _kl_in_reward(Method(OPO(), sequence_sum, _surrogate(knobs)), knobs)
+        case "gpg":
+            return Method(rescaled_centered, token_mean, _with_kl(REINFORCE(), knobs))
+        case "sapo":
+            return Method(per_group(group_normalized), sequence_mean, _with_kl(SAPO(), knobs))
         case "gspo":
             return Method(per_group(group_normalized), sequence_mean, _with_kl(_gspo(knobs), knobs))
         case "cispo":

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from longthought.core.errors import CheckpointError, SettingsError
-from longthought.core.protocols import Shaping, Verifier
+from longthought.core.protocols import Shaping, Task, Verifier
 from longthought.evaluation.behaviours import ENGLISH
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.models.lora import LoRA
 from longthought.recipes.methods import Knobs, MethodName, method
+from longthought.recipes.sources import mixture
 from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
@@ -46,6 +47,7 @@ class Problems:
     """A file of problems with answers, and how a reply is graded.
 
     file: .jsonl, .json, .parquet, .csv or .tsv; prompt and answer are found by the names of the columns.
+    mix: further sources, each FILE, GENERATOR:LEVEL or gym:NAME, with @WEIGHT for another share than 1.
     test: a file of held-out problems; none: a tenth of the problems, chosen by their text.
     fields: which columns hold what, as prompt=question,answer=final; empty: found by themselves.
     bad: rows that cannot be used are listed and refused, or skipped and counted.
@@ -56,7 +58,8 @@ class Problems:
     strict: a reply without the form earns nothing.
     """
 
-    file: Path = Path("problems.jsonl")
+    file: Path | None = Path("problems.jsonl")
+    mix: tuple[str, ...] = ()
     test: Path | None = None
     fields: str = ""
     bad: Literal["refuse", "skip"] = "refuse"
@@ -190,14 +193,20 @@ def template_of(name: str) -> Template | None:
     return known[name]
 
 
-def task_of(settings: R1ZeroSettings) -> FileTask:
-    """The problems, read and checked whole."""
+def task_of(settings: R1ZeroSettings) -> Task:
+    """The problems; files are read and checked whole. Generators keep the form and the grading of their own."""
     given = settings.problems
     reading = Reading(Fields.parse(given.fields), test_share=given.test_share, bad=given.bad, seed=settings.seed)
     grading = Grading(verifier_of(given.verifier), given.form, given.format_weight, given.strict)
-    if given.test is None:
-        return FileTask.read(given.file, grading=grading, reading=reading)
-    return FileTask.read(train=(given.file,), test=(given.test,), grading=grading, reading=reading)
+
+    def read(file: str) -> Task:
+        if given.test is None or file != str(given.file):
+            return FileTask.read(file, grading=grading, reading=reading)
+        return FileTask.read(train=(file,), test=(given.test,), grading=grading, reading=reading)
+
+    if given.test is not None and given.file is None:
+        raise SettingsError("problems.test changes nothing without problems.file, whose held-out problems it holds")
+    return mixture((*([str(given.file)] if given.file else []), *given.mix), read, settings.seed, given.format_weight)
 
 
 def verifier_of(name: str) -> Verifier:

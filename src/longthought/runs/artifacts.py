@@ -116,9 +116,20 @@ class Checkpoint:
                 raise CheckpointError(f"{found} was altered or cut short since it was written; restore it from a copy")
 
 
-def load(folder: Path | str, template: Template | None = None, dtype: torch.dtype = torch.float32) -> Policy:
-    """The model in a folder, with the chat format that it speaks; see ``Checkpoint.load``."""
-    return Checkpoint(Path(folder), template).load(dtype)
+def load(
+    folder: Path | str,
+    template: Template | None = None,
+    adapter: Path | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """The model in a folder, with the chat format that it speaks; see ``Checkpoint.load``.
+
+    adapter: folder of a LoRA in PEFT's format that is put upon it; ``models.lora.merge`` makes it part of the weights.
+    """
+    policy = Checkpoint(Path(folder), template).load(dtype)
+    if adapter is not None:
+        lora.load(policy.model, Path(adapter))
+    return policy
 
 
 def _special(policy: Policy) -> dict[str, int]:

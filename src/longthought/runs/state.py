@@ -77,7 +77,7 @@ def load(states: Path, warn: Callable[[str], None]) -> State | None:
     complaints = []
     for step in steps(states):
         try:
-            state = _read(folder_of(states, step), step)
+            state = read(folder_of(states, step), step)
         except RunDamaged as error:
             complaints.append(str(error))
             continue
@@ -102,7 +102,8 @@ def keep_newest(states: Path, step: int) -> None:
             shutil.rmtree(folder_of(states, other), ignore_errors=True)
 
 
-def _read(folder: Path, step: int) -> State:
+def read(folder: Path, step: int) -> State:
+    """The state of a step, checked against its manifest. Raises RunDamaged when it is truncated or altered."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = dict(manifest["files"])

@@ -76,7 +76,7 @@ class Monitors:
             checks |= {
                 "reward_jump": (
                     "reward",
-                    lambda: metrics["reward"] > usual["reward"] + self.reward_jump,
+                    lambda: metrics["reward"] > usual.get("reward", metrics["reward"]) + self.reward_jump,
                     "the reward has jumped: is there a trick in the traces?",
                 ),
                 "entropy_rise": (
@@ -122,7 +122,7 @@ class Watch:
                 _warn(f"step {step}: {why}")
         self._raised, self._steps = list(crossed), self._steps + 1
         for name in _FOLLOWED:
-            if name in metrics:
+            if isfinite(metrics.get(name, float("nan"))):  # without any reward the mean is NaN
                 before = self._usual.get(name, metrics[name])
                 self._usual[name] = _MEMORY * before + (1 - _MEMORY) * metrics[name]
         return {f"alarm/{name}": 1.0 for name in crossed}

@@ -11,6 +11,7 @@ from longthought.algorithms.statistics import mean_interval
 from longthought.core.types import CUT, Group
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import behaviour
+from longthought.stages.earning import is_live
 
 
 def rollout_metrics(groups: Sequence[Group], rewards: Tensor, lexicon: Lexicon) -> dict[str, float]:
@@ -40,7 +41,7 @@ def rollout_metrics(groups: Sequence[Group], rewards: Tensor, lexicon: Lexicon) 
         "format_rate": sum(r.score.parts.get("format", 0.0) for r in rollouts) / n,
         "mixing": sum(b.mixed for b in behaviours) / n,
         "consistency": sum(shares) / len(shares) if shares else 0.0,
-        "live": sum(0 < sum(group) < len(group) for group in right) / len(groups),
+        "live": sum(map(is_live, groups)) / len(groups),
         "cut": sum(r.completion.finish in CUT for r in rollouts) / n,
         "ungraded": float(rewards.isnan().double().mean()),
         **{f"word/{word}": count / n for word, count in sorted(words.items())},

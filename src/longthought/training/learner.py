@@ -256,7 +256,7 @@ class PolicyLearner:
             for key, value in tensors.items():
                 if key.startswith(f"optimizer.{number}."):
                     index, name = key.split(".", 3)[2:]
-                    saved["state"][int(index)][name] = value
+                    saved["state"][int(index)][name] = value.clone()  # the optimizer works on what it is given
             saved["state"] = dict(saved["state"])
             optimizer.load_state_dict(saved)
         self._version = values["version"]

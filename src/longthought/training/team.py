@@ -76,7 +76,7 @@ class Team:
         """
         if len(parts) > self.size:
             raise ValueError(f"{len(parts)} parts for a team of {self.size}")
-        busy = self._pipes[: len(parts) - 1]
+        busy = self._pipes[: max(0, len(parts) - 1)]
         for pipe, part in zip(busy, parts[1:]):
             self._send(pipe, (name, part))
         first: list[Any] = []
