@@ -81,4 +81,5 @@ def _task(name: str, read: Callable[[str], Task], seed: int, format_weight: floa
         return read(name)
     near = get_close_matches(kind, GENERATORS, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise SettingsError(f"{name} is neither a file nor a generator: {hint}Generators: {', '.join(GENERATORS)}, gym:NAME")
+    known = f"{', '.join(GENERATORS)}, gym:NAME"
+    raise SettingsError(f"{name} is neither a file nor a generator: {hint}Generators: {known}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from longthought.algorithms.control import is_live as teaches
 from longthought.algorithms.correction import correction_metrics
 from longthought.algorithms.credit import Earned, kl_penalty
+from longthought.core.errors import SettingsError
 from longthought.core.types import CUT, Batch, Group
 from longthought.stages.method import Method
 from longthought.training.batching import shared_by_tokens
@@ -38,7 +39,17 @@ class Rewards:
         """Those of the first groups, which hold so many rollouts."""
         shaping = {name: values[:groups] for name, values in self.shaping.items()}
         dense = {name: values[:groups] for name, values in self.dense.items()}
-        return Rewards(self.total[:rollouts], shaping, dense, self.baselines)
+        return Rewards(
+            self.total[:rollouts], shaping, dense, None if self.baselines is None else self.baselines[:rollouts]
+        )
+
+    def missing(self) -> list[str]:
+        """For every rollout what is missing for an advantage, in words; empty where nothing is."""
+        absent = ["no reward" if gone else "" for gone in self.total.isnan().tolist()]
+        if self.baselines is None:
+            return absent
+        unknown = self.baselines.isnan().tolist()
+        return [why or ("no greedy reward" if gone else "") for why, gone in zip(absent, unknown)]
 
 
 class Credited(NamedTuple):
@@ -58,11 +69,23 @@ def rewards_of(groups: Sequence[Group], method: Method, greedy: Sequence[Group] 
         [float("nan") if r.score.value is None else r.score.value for group in groups for r in group],
         dtype=torch.float64,
     )
-    shaping = {one.name: [one(group) for group in groups] for one in method.shaping}
+    shaping = {one.name: [_each(one.name, one(group), len(group)) for group in groups] for one in method.shaping}
     for values in shaping.values():
         total = total + torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
-    dense = {one.name: [one(group) for group in groups] for one in method.dense}
+    dense = {one.name: [_each_token(one.name, one(group), group) for group in groups] for one in method.dense}
     return Rewards(total, shaping, dense, _baselines(groups, greedy) if greedy else None)
+
+
+def _each(name: str, values: list[T], count: int) -> list[T]:
+    """The values; SettingsError unless there are ``count``: more or fewer would go to the wrong replies."""
+    if len(values) != count:
+        raise SettingsError(f"reward {name!r}: {len(values)} values where {count} are needed, one for each")
+    return values
+
+
+def _each_token(name: str, values: list[list[float]], group: Group) -> list[list[float]]:
+    rows = zip(_each(name, values, len(group)), group)
+    return [_each(name, row, len(rollout.completion.token_ids)) for row, rollout in rows]
 
 
 def _baselines(groups: Sequence[Group], greedy: Sequence[Group]) -> Tensor:

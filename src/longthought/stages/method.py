@@ -11,7 +11,7 @@ from longthought.algorithms.advantage import BatchAdvantage, PerGroup, batch_cen
 from longthought.algorithms.control import EntropyTarget
 from longthought.algorithms.correction import Correction
 from longthought.algorithms.credit import OPO, Discounted, Estimator, PerReply, ReinforcePlusPlus, ReMax, TokenCredit
-from longthought.algorithms.objective import MirrorDescent
+from longthought.algorithms.objective import MirrorDescent, ValueLoss
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Objective, Shaping, Weighting
 from longthought.core.types import Rollout
@@ -69,6 +69,7 @@ class Critic:
     def __post_init__(self) -> None:
         if self.pretrain < 0:
             raise SettingsError(f"critic: pretrain={self.pretrain} must be 0 or more steps")
+        ValueLoss(self.clip)  # refuses what is no clip
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,18 @@ class Method:
             )
         if self.correction is not None and isinstance(self.objective, MirrorDescent):
             raise SettingsError("method: MirrorDescent is not homogeneous in the advantage: it takes no correction")
-        if self.entropy is not None and not hasattr(self.objective, "entropy_bonus"):
+        if self.entropy is not None:
+            self._check_entropy()
+
+    def _check_entropy(self) -> None:
+        if not hasattr(self.objective, "entropy_bonus"):
             raise SettingsError(
                 f"method: entropy control changes nothing: {type(self.objective).__name__} has no entropy bonus"
+            )
+        if self.objective.entropy_bonus:
+            raise SettingsError(
+                f"method: entropy_bonus={self.objective.entropy_bonus} changes nothing: the entropy control sets the "
+                "bonus; leave one of the two out"
             )
 
     @property

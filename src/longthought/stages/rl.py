@@ -88,8 +88,8 @@ class RL:
         if self.top_p != 1 or self.top_k:
             raise SettingsError(
                 f"rl: top_p={self.top_p}, top_k={self.top_k}: rollouts of RL must come from the policy itself, since "
-                "cut-off tokens make the log-probs of sampler and learner differ; leave top_p=1 and top_k=0 here, and use "
-                "them in evaluations if you like"
+                "cut-off tokens make the log-probs of sampler and learner differ; leave top_p=1 and top_k=0 here; an "
+                "evaluation may use them"
             )
         if self.reference_every and not self.method.needs_reference:
             raise SettingsError(

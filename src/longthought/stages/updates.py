@@ -51,7 +51,7 @@ class Updates:
     def __init__(self, stage: RL, model: Transformer) -> None:
         method = stage.method
         self.stage = stage
-        self.failures = 0  # updates in a row that could not be made
+        self.failures = {"policy": 0, "critic": 0}  # updates in a row that could not be made
         self.bonus, self.entropy = 0.0, 0.0  # of the entropy control: its coefficient, and what was measured last
         self.critic = _critic(stage, method.critic, model) if method.critic else None
         self.reference = _reference(stage, model) if method.needs_reference else None
@@ -76,11 +76,12 @@ class Updates:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and numbers from which ``restore`` continues bit for bit."""
         tensors, learner = self.learner.learner.state()
-        values = {"learner": learner, "failures": self.failures, "entropy": [self.bonus, self.entropy]}
+        values = {"learner": learner, "failures": self.failures["policy"], "entropy": [self.bonus, self.entropy]}
         if self.reference is not None and self.stage.adapter is None:
             tensors |= {f"reference.{name}": t.clone() for name, t in self.reference.learner.model.state_dict().items()}
         if self.critic is not None:
-            critic, values["critic"] = self.critic.learner.state()
+            critic, own = self.critic.learner.state()
+            values["critic"] = {**own, "failures": self.failures["critic"]}
             tensors |= {f"critic.{name}": t for name, t in critic.items()}
         return tensors, values
 
@@ -88,11 +89,12 @@ class Updates:
         """Undo everything since ``state``."""
         own = {k: v for k, v in tensors.items() if not k.startswith(("reference.", "critic."))}
         self.learner.learner.restore(own, values["learner"])
-        self.failures, (self.bonus, self.entropy) = values["failures"], values["entropy"]
+        self.failures["policy"], (self.bonus, self.entropy) = values["failures"], values["entropy"]
         if self.reference is not None and self.stage.adapter is None:
             self.reference.learner.model.load_state_dict(_part(tensors, "reference."))
         if self.critic is not None:
             self.critic.learner.restore(_part(tensors, "critic."), values["critic"])
+            self.failures["critic"] = values["critic"]["failures"]
 
 
 class _Step:
@@ -104,7 +106,7 @@ class _Step:
         self.rewards = rewards.first(len(groups), len(self.rollouts))
         dropped = len(rewards.total) - len(self.rollouts)
         cuts = self.all.stage.method.filter_truncated
-        why = [_why_not(r, cuts, bool(gone)) for r, gone in zip(self.rollouts, self.rewards.total.isnan())]
+        why = [_why_not(r, cuts, gone) for r, gone in zip(self.rollouts, self.rewards.missing())]
         self.trained = torch.tensor([not reason for reason in why], dtype=torch.bool)
         self.records = [Trained(left_out=reason) for reason in why + ["group without both verdicts dropped"] * dropped]
         self.per_reply: Tensor | None = None
@@ -123,13 +125,13 @@ class _Step:
         critic: list[Mapping[str, float]] = []
         for number, part in enumerate(order.tensor_split(stage.updates)):
             if own.critic is not None:
-                critic.append(self._teach_critic(laid, part))
-            if stage.method.critic is None or self.step > stage.method.critic.pretrain:
-                update = self._update(number, laid, part)
-                if update is not None:
-                    done.append(update.metrics)
+                critic += self._teach_critic(laid, part)
+            if stage.method.critic is not None and self.step <= stage.method.critic.pretrain:
+                self._leave_out(part, "only the critic learned")
+            else:
+                done += self._update(number, laid, part)
         metrics = {**extra, **_means(critic, "critic/"), "updates": float(len(done))}
-        if own.critic is not None and critic:
+        if critic:
             metrics["critic/explained_variance"] = explained_variance(_means(critic, ""))
         if not done:
             return metrics
@@ -170,8 +172,8 @@ class _Step:
             extra |= measured
         return batch, extra
 
-    def _update(self, number: int, laid: Batch, part: Tensor) -> Update | None:
-        """One optimizer step of the policy; None when nothing in it could move the weights, or it was not finite."""
+    def _update(self, number: int, laid: Batch, part: Tensor) -> list[Mapping[str, float]]:
+        """The metrics of one optimizer step of the policy, if one was made."""
         own, method = self.all, self.all.stage.method
         batch, rows = weighted(laid, part, method.weighting, self.trained[part]), part
         if "imitation" in method.objective.reads:
@@ -183,29 +185,45 @@ class _Step:
             objective = replace(objective, entropy_bonus=bonus)  # type: ignore[type-var]
         if objective.silent_without_advantage:
             keep = moving(batch)
-            for row in rows[~keep].tolist():
-                if not self.records[row].left_out:
-                    self.records[row] = Trained(left_out="advantage 0")
+            self._leave_out(rows[~keep], "advantage 0")
             batch, rows = batch.select(keep.nonzero().squeeze(-1)), part[keep]
-        if not len(batch.tokens):
+        update = self._attempt("policy", own.learner, batch, objective)
+        if update is None:
+            self._leave_out(rows, "gradient not finite")
+            return []
+        self._record(number, batch, rows, update)
+        return [update.metrics]
+
+    def _attempt(self, name: str, learner: ShardedLearner, batch: Batch, objective: Objective) -> Update | None:
+        """One optimizer step; None when no token weighs anything, or the gradient was not finite.
+
+        Raises NotFinite when that happens too often in a row.
+        """
+        if not batch.weight.any():
             return None
+        failures = self.all.failures
         try:
-            update = own.learner.step(batch, objective)
+            update = learner.step(batch, objective)
         except NotFinite as error:
-            own.failures += 1
-            _warn(f"step {self.step}: {error}")
-            if own.failures >= _PATIENCE:
+            failures[name] += 1
+            _warn(f"step {self.step}, {name}: {error}")
+            if failures[name] >= _PATIENCE:
                 raise NotFinite(
-                    f"{_PATIENCE} updates in a row were not finite, the last at step {self.step}"
+                    f"{_PATIENCE} updates of the {name} in a row were not finite, the last at step {self.step}"
                 ) from error
             return None
-        own.failures = 0
-        self._record(number, batch, rows, update)
+        failures[name] = 0
         return update
+
+    def _leave_out(self, rows: Tensor, reason: str) -> None:
+        """Record why rows were not trained on, where nothing else is known."""
+        for row in rows.tolist():
+            if not self.records[row].left_out:
+                self.records[row] = Trained(left_out=reason)
 
     def _record(self, number: int, batch: Batch, rows: Tensor, update: Update) -> None:
         """What the update made of every rollout, for the trace store."""
-        per_token = self.per_reply is None
+        per_token = self.per_reply is None or self.all.stage.method.correction is not None
         for i, row in enumerate(rows.tolist()):
             if self.records[row].left_out:
                 continue
@@ -218,15 +236,18 @@ class _Step:
                 weight=float(batch.weight[i].sum()),
             )
 
-    def _teach_critic(self, laid: Batch, part: Tensor) -> Mapping[str, float]:
+    def _teach_critic(self, laid: Batch, part: Tensor) -> list[Mapping[str, float]]:
+        """The metrics of one optimizer step of the critic, if one was made."""
         critic, settings = self.all.critic, self.all.stage.method.critic
         assert critic is not None
         assert settings is not None
         batch = weighted(laid, part, token_mean, ~self.rewards.total[part].isnan())
-        return critic.step(batch, ValueLoss(settings.clip)).metrics
+        batch = replace(batch, logp_old=None)  # it says nothing of log-probs, so it has no gap to the sampler's
+        update = self._attempt("critic", critic, batch, ValueLoss(settings.clip))
+        return [] if update is None else [update.metrics]
 
     def _check_gap(self, metrics: Mapping[str, float]) -> None:
-        if metrics["logprob_gap"] > self.all.stage.gap_limit:
+        if not metrics["logprob_gap"] <= self.all.stage.gap_limit:  # NaN is no small gap
             raise LogprobGap(
                 f"step {self.step}: the learner's log-probs differ from the sampler's by {metrics['logprob_gap']:.2e} "
                 f"nats a token on average (limit {self.all.stage.gap_limit:.0e}). The sampler does not run the "
@@ -269,10 +290,10 @@ def _filled(batch: Batch, credited: Credited, reference: Tensor | None, values: 
     )
 
 
-def _why_not(rollout: Rollout, filter_truncated: bool, absent: bool) -> str:
+def _why_not(rollout: Rollout, filter_truncated: bool, missing: str) -> str:
     """Why a rollout is not trained on; empty if it is."""
-    if absent:
-        return "no reward"
+    if missing:
+        return missing
     return "cut by a limit and filtered" if filter_truncated and rollout.completion.finish in CUT else ""
 
 
