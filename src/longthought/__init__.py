@@ -14,7 +14,7 @@ Names are imported when they are first used, so that ``import longthought`` cost
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from longthought.core.version import __version__ as __version__
 
@@ -56,6 +56,19 @@ _PLACES: Final = {
     "verifiers.exact": ("Exact", "Number", "SetMatch"),
     "verifiers.judge": ("Judge", "PairJudge"),
     "verifiers.endpoint": ("Endpoint",),
+    "tasks.arithmetic": ("Arithmetic",),
+    "tasks.chains": ("Chains",),
+    "tasks.circuits": ("Circuits",),
+    "tasks.countdown": ("Countdown",),
+    "tasks.gym": ("GymTask",),
+    "tasks.knights": ("Knights",),
+    "tasks.paths": ("Mazes", "Paths"),
+    "tasks.permutations": ("Permutations",),
+    "tasks.squares": ("Squares",),
+    "tasks.sudoku": ("Sudoku",),
+    "verifiers.compose": ("All", "Any", "First", "Threshold", "Weighted"),
+    "rollout.shaping": ("LanguageConsistency", "Length", "Overlong", "Repetition", "TokenRepetition"),
+    "core.protocols": ("Objective", "Sampler", "Task", "Verifier"),
     "text.templates": ("Template", "TEMPLATES"),
 }
 _MODULES: Final = {name: module for module, names in _PLACES.items() for name in names}
@@ -68,6 +81,10 @@ if TYPE_CHECKING:
     from longthought.core.errors import LongthoughtError as LongthoughtError
     from longthought.core.errors import RunError as RunError
     from longthought.core.errors import SettingsError as SettingsError
+    from longthought.core.protocols import Objective as Objective
+    from longthought.core.protocols import Sampler as Sampler
+    from longthought.core.protocols import Task as Task
+    from longthought.core.protocols import Verifier as Verifier
     from longthought.core.types import Batch as Batch
     from longthought.core.types import Completion as Completion
     from longthought.core.types import Finish as Finish
@@ -89,6 +106,11 @@ if TYPE_CHECKING:
     from longthought.recipes.methods import Knobs as Knobs
     from longthought.recipes.methods import method as method
     from longthought.recipes.script import train as train
+    from longthought.rollout.shaping import LanguageConsistency as LanguageConsistency
+    from longthought.rollout.shaping import Length as Length
+    from longthought.rollout.shaping import Overlong as Overlong
+    from longthought.rollout.shaping import Repetition as Repetition
+    from longthought.rollout.shaping import TokenRepetition as TokenRepetition
     from longthought.runs.artifacts import Checkpoint as Checkpoint
     from longthought.runs.artifacts import Policy as Policy
     from longthought.runs.artifacts import load as load
@@ -99,16 +121,32 @@ if TYPE_CHECKING:
     from longthought.stages.method import Method as Method
     from longthought.stages.method import Refill as Refill
     from longthought.stages.rl import RL as RL
+    from longthought.tasks.arithmetic import Arithmetic as Arithmetic
+    from longthought.tasks.chains import Chains as Chains
+    from longthought.tasks.circuits import Circuits as Circuits
+    from longthought.tasks.countdown import Countdown as Countdown
     from longthought.tasks.fields import Fields as Fields
     from longthought.tasks.file_problems import Reading as Reading
     from longthought.tasks.files import FileTask as FileTask
     from longthought.tasks.grading import Grading as Grading
+    from longthought.tasks.gym import GymTask as GymTask
+    from longthought.tasks.knights import Knights as Knights
     from longthought.tasks.mixture import Mixture as Mixture
+    from longthought.tasks.paths import Mazes as Mazes
+    from longthought.tasks.paths import Paths as Paths
+    from longthought.tasks.permutations import Permutations as Permutations
+    from longthought.tasks.squares import Squares as Squares
+    from longthought.tasks.sudoku import Sudoku as Sudoku
     from longthought.text.templates import TEMPLATES as TEMPLATES
     from longthought.text.templates import Template as Template
     from longthought.training.optimizer import AdamW as AdamW
     from longthought.training.optimizer import Schedule as Schedule
     from longthought.verifiers.choice import Choice as Choice
+    from longthought.verifiers.compose import All as All
+    from longthought.verifiers.compose import Any as Any
+    from longthought.verifiers.compose import First as First
+    from longthought.verifiers.compose import Threshold as Threshold
+    from longthought.verifiers.compose import Weighted as Weighted
     from longthought.verifiers.endpoint import Endpoint as Endpoint
     from longthought.verifiers.exact import Exact as Exact
     from longthought.verifiers.exact import Number as Number
@@ -120,7 +158,7 @@ if TYPE_CHECKING:
     from longthought.verifiers.math import equivalent as equivalent
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'longthought' has no attribute {name!r}")
     return getattr(import_module(f"longthought.{_MODULES[name]}"), name)

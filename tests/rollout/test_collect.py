@@ -23,7 +23,7 @@ from longthought.core.types import (
 )
 from longthought.rollout.collect import collect, grade, play
 from longthought.rollout.scripted import ScriptedSampler
-from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition
+from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition, TokenRepetition
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import vocabulary
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
@@ -168,6 +168,16 @@ def test_repetition_by_hand() -> None:
     shaping: Shaping = Repetition(0.5, n=2)
     assert shaping(group_of("a b a b a b", "a b c", "a")) == pytest.approx([-0.5 * 3 / 5, 0.0, 0.0])
     assert Repetition(1.0)(group_of("a " * 9, "a " * 12)) == pytest.approx([0.0, -(1 - 1 / 3)])
+
+
+def test_token_repetition_by_hand() -> None:
+    """a b a b c: the second "a b" repeats the first; a value for every token, the end token included."""
+    dense = TokenRepetition(0.5, n=2)
+    group = group_of("a b a b c", "a b c")
+    found = dense(group)
+    assert [len(row) for row in found] == [len(r.completion.token_ids) for r in group]
+    assert found[0][:5] == [0.0, 0.0, -0.5, -0.5, 0.0]
+    assert not any(found[1])
 
 
 def test_overlong_by_hand() -> None:

@@ -47,7 +47,7 @@ def execute(arguments: Namespace) -> int:
     from longthought.runs.progress import progress
     from longthought.training.team import Team
 
-    model = subject(arguments.path, arguments.stage, arguments.recipe, arguments.assignments)
+    model = subject(arguments.path, arguments.stage, arguments.recipe, arguments.template, arguments.assignments)
     threads = set_threads(arguments.threads or model.threads)
     policy = model.checkpoint.load()
     testing = model.testing()

@@ -25,6 +25,7 @@ from longthought.runs.record import RUN, Record
 from longthought.runs.run import Given, Made, Run, Stage
 from longthought.runs.settings import fingerprint, flatten, to_dict
 from longthought.runs.tracking import TensorBoard
+from longthought.tasks.files import FileTask
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def finish(order: Order, record: Record) -> None:
         prompt = shlex.quote(example_of(task))
         print(f"  {program()} sample {here} --prompt {prompt}")
         print(f"  {program()} eval {here}")
+    print(f"  {program()} traces {here}")
 
 
 def is_finished(order: Order, rehearsal: Rehearsal) -> bool:
@@ -145,6 +147,7 @@ def _work(order: Order, rehearsal: Rehearsal) -> None:
             run.tracker = TensorBoard(run.path / "tensorboard")
         if not order.quiet:
             print(f"{order.out}: {run.record.launches[-1].command}", file=sys.stderr)
+            _describe(rehearsal)
         try:
             order.recipe.function(order.settings, run)
         except NotReady as error:
@@ -154,6 +157,13 @@ def _work(order: Order, rehearsal: Rehearsal) -> None:
         finally:
             if isinstance(run.tracker, TensorBoard):
                 run.tracker.close()
+
+
+def _describe(rehearsal: Rehearsal) -> None:
+    """Tell what a task of files has read, and what it left out."""
+    for task in dict.fromkeys(step.stage.task for step in rehearsal.steps if hasattr(step.stage, "task")):
+        if isinstance(task, FileTask):
+            print(f"{task.name}: {task.describe()}", file=sys.stderr, flush=True)
 
 
 def _recorded_threads(out: Path) -> int | None:

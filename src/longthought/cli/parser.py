@@ -97,6 +97,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="for a model folder outside a run: the recipe whose task it gets (default: tiny)",
     )
+    parser.add_argument(
+        "--template", metavar="NAME", help="for a base model, which has no chat template: a prompt, such as r1_zero"
+    )
     add_threads(parser)
 
 

@@ -53,7 +53,12 @@ def parser() -> Parser:
     add("run", type=Path, metavar="RUN", help="folder of a run")
     add("--step", type=at_least(1), required=True, metavar="K", help="step of the stage")
     add("--stage", metavar="NAME", help="stage of the run (default: the last one of RL)")
-    add("--method", metavar="NAME", help="a method as its paper chose it: grpo, dr_grpo, dapo, rloo, gspo, …")
+    add(
+        "--method",
+        "--objective",
+        metavar="NAME",
+        help="a method as its paper chose it: grpo, dr_grpo, dapo, rloo, gspo, …",
+    )
     add("--grid", metavar="KEY=A,B,…", help="a table over the values of one setting or knob")
     add("--json", action="store_true", help="print JSON")
     add_threads(made)

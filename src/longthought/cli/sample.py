@@ -59,7 +59,7 @@ def execute(arguments: Namespace) -> int:
     )
     if arguments.temperature == 0 and params.truncates:
         raise SettingsError("--top-p, --top-k and --min-p change nothing at --temperature 0, which takes the likeliest")
-    model = subject(arguments.path, arguments.stage, arguments.recipe)
+    model = subject(arguments.path, arguments.stage, arguments.recipe, arguments.template)
     set_threads(arguments.threads or model.threads)
     talk = Conversation(model, params, arguments.max_tokens)
     if arguments.prompt is not None:

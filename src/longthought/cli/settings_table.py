@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from longthought.recipes.catalogue import Recipe
 from longthought.runs.settings import flatten, to_dict
 
-_LONGEST = 110
+_LONGEST = 160
+_WIDEST = 24  # columns of the types; a longer one stands before its help
 
 
 class _Leaf(NamedTuple):
@@ -30,7 +31,7 @@ def table(recipe: Recipe, settings: Any) -> str:
     leafs = list(_leafs(type(settings)))
     shown = {leaf.key: _value(values.get(leaf.key)) for leaf in leafs}
     width = max(len(f"{key}={value}") for key, value in shown.items())
-    kinds = max(len(leaf.kind) for leaf in leafs)
+    kinds = max((len(leaf.kind) for leaf in leafs if len(leaf.kind) <= _WIDEST), default=0)
     lines = [f"{recipe.name}: {recipe.summary}", ""]
     for leaf in leafs:
         mark = " " if values.get(leaf.key) == default.get(leaf.key) else "*"

@@ -11,6 +11,7 @@ from typing import Any
 from longthought.cli.rehearsal import Testing, rehearse
 from longthought.core.errors import CheckpointError, RunError, SettingsError
 from longthought.recipes.catalogue import find
+from longthought.recipes.r1_zero import template_of
 from longthought.runs.artifacts import CONFIG, Checkpoint
 from longthought.runs.record import RUN, Done, Record, StageRecord
 from longthought.runs.settings import from_dict, override
@@ -41,10 +42,13 @@ class Subject:
         return rehearse(recipe, from_dict(recipe.settings, self.settings)).testing()
 
 
-def subject(path: Path, stage: str | None, recipe: str | None, assignments: Sequence[str] = ()) -> Subject:
+def subject(
+    path: Path, stage: str | None, recipe: str | None, template: str | None, assignments: Sequence[str] = ()
+) -> Subject:
     """The model in a run (of its last finished stage that made one, or of ``stage``), or in a model folder.
 
-    A model folder inside a run gets the run's own task; one elsewhere that of ``recipe`` with ``assignments``.
+    A model folder inside a run gets the run's own task; one elsewhere that of ``recipe`` with ``assignments``,
+    and is spoken to with the prompt ``template``, if one is named.
 
     Raises:
         RunError, RunDamaged, CheckpointError: there is no such model, or it was altered.
@@ -60,11 +64,12 @@ def subject(path: Path, stage: str | None, recipe: str | None, assignments: Sequ
             raise SettingsError(f"--stage chooses a stage of a run, but {path} is a model folder: leave it out")
         found, folder, label = _run_around(path), path, str(path)
         if found is None:
-            return Subject(label, Checkpoint(path), recipe or DEFAULT_RECIPE, None, tuple(assignments))
+            checkpoint = Checkpoint(path, template_of(template or ""))
+            return Subject(label, checkpoint, recipe or DEFAULT_RECIPE, None, tuple(assignments))
         record = found
-    if recipe is not None or assignments:
+    if recipe is not None or template is not None or assignments:
         raise SettingsError(
-            f"{path} belongs to a run, whose own task and settings are used: leave out --recipe and key=value"
+            f"{path} belongs to a run, whose own task and settings are used: leave out --recipe, --template and key=value"
         )
     return Subject(label, Checkpoint(folder), record.recipe, record.settings, (), record.launches[-1].threads)
 

@@ -90,7 +90,8 @@ def distinct(task: Task, split: str, count: int) -> list[Problem]:
         if len(found) == count:
             return list(found.values())
     raise DataError(
-        f"the {split} split of {task.name} holds only about {len(found)} problems, not {count}; ask for fewer"
+        f"the {split} split of {task.name} holds only about {len(found)} problems, not {count}: ask for "
+        f"fewer (evaluation.problems=…, or --problems of `eval`), or hold out more"
     )
 
 

@@ -114,7 +114,7 @@ def _thinking(data: ReportData) -> str:
         return ""
     text = f" It writes {after.value:,.0f} tokens per answer where the base wrote {before.value:,.0f}"
     tried, retried = _estimate(data.base, "rejections"), _estimate(data.trained, "rejections")
-    if tried is None or retried is None:
+    if tried is None or retried is None or tried.value == retried.value == 0:
         return text + "."
     return f"{text}, and rejects {retried.value:.1f} of its own attempts instead of {tried.value:.1f}."
 

@@ -61,7 +61,7 @@ def write_report(data: ReportData, path: Path) -> None:
         ("curves", "While it learned", _curves(data)),
         ("pass-at-k", "pass@k: what it can do with more tries", _pass_at_k(data)),
         ("transcripts", "Answers before and after", _transcripts(data)),
-        ("seen", "What the base had seen", _seen(data)),
+        *((("seen", "What the base had seen", _seen(data)),) if data.own_base else ()),
         ("time", "Where the time went", _time(data)),
         ("settings", "Settings, and how to run it again", _settings(data)),
     )

@@ -118,6 +118,7 @@ class ReportData:
 
     curves: by the names of ``CURVE_NAMES`` (others are shown, under their own name, for the specialist).
     difference: trained − base in pass@1, paired by problem.  evaluations: held-out evaluations during training.
+    own_base: whether the run made its base itself; what a base from elsewhere had seen is not known.
     seen: what the base model had seen before RL, in plain text.  speeds: (what, tokens per second).
     settings: may be nested; the report flattens them.  command: reproduces the run, exactly.
     rejection_words: highlighted in the transcripts.
@@ -134,6 +135,7 @@ class ReportData:
     evaluations: tuple[EvaluationSummary, ...] = ()
     transcripts: tuple[Transcript, ...] = ()
     rejection_words: frozenset[str] = frozenset()
+    own_base: bool = True
     seen: str = ""
     document_kinds: tuple[DocumentKind, ...] = ()
     gate: tuple[GateCheck, ...] = ()

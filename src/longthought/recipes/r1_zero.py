@@ -142,6 +142,7 @@ class R1ZeroSettings:
     template: prompt template of a base model, such as r1_zero; empty: the chat template of the folder.
     seed: of problems and samples.
     workers: processes that share every step, one per core.
+    evaluation: before and after; of all held-out problems where there are fewer than ``evaluation.problems``.
     """
 
     model: Path = Path("model")
@@ -167,18 +168,26 @@ class R1ZeroSettings:
 def r1_zero(settings: R1ZeroSettings, run: Run) -> Checkpoint:
     """Measure a model on your problems, train it by reinforcement alone, measure it again."""
     base = base_of(settings)
-    look = Evaluate(task_of(settings), ENGLISH, settings.evaluation, workers=settings.workers)
+    task = task_of(settings)
+    look = Evaluate(task, ENGLISH, within(task, settings.evaluation), workers=settings.workers)
     run.do("before", replace(look, title="before"), base)
     trained = run.do("rl", reinforcement(settings), base)
     run.do("after", replace(look, title="after"), trained)
     return trained
 
 
+def within(task: FileTask, asked: EvaluationSettings) -> EvaluationSettings:
+    """The evaluation as asked, of all the problems of its split where it holds fewer (but two, for an interval)."""
+    held = task.size(asked.split)
+    return replace(asked, problems=held) if 2 <= held < asked.problems else asked
+
+
 def base_of(settings: R1ZeroSettings) -> Checkpoint:
     """The model to start from. Raises CheckpointError when there is no such folder."""
     if not settings.model.is_dir():
         raise CheckpointError(
-            f"there is no model folder {settings.model}: give one in Hugging Face layout, model=FOLDER"
+            f"there is no model folder {settings.model}: give one in Hugging Face layout, model=FOLDER; a model of the "
+            "hub is downloaded before, for example by `hf download NAME --local-dir FOLDER`"
         )
     return Checkpoint(settings.model, template_of(settings.template))
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longthought.algorithms.shaping import length_reward, overlong_penalty, repetition_penalty
+from longthought.algorithms.shaping import (
+    length_reward,
+    overlong_penalty,
+    repetition_penalties,
+    repetition_penalty,
+)
 from longthought.core.errors import SettingsError
 from longthought.core.types import Rollout
 from longthought.verifiers.language import consistency
@@ -36,6 +41,22 @@ class Repetition:
 
     def __call__(self, group: Sequence[Rollout], /) -> list[float]:
         return [repetition_penalty(r.completion.token_ids, self.n, -self.weight) for r in group]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRepetition:
+    """−weight on every token that repeats an n-gram of the reply: a reward of single tokens (``Method.dense``).
+
+    With its own discount in ``Discounted`` it stays near the tokens that earned it. Demystifying Long CoT
+    (arXiv:2502.03373): 40-grams, 0.05, γ = 0.99.
+    """
+
+    weight: float = 0.05
+    n: int = 40
+    name: str = "repetition"
+
+    def __call__(self, group: Sequence[Rollout], /) -> list[list[float]]:
+        return [repetition_penalties(r.completion.token_ids, self.n, -self.weight) for r in group]
 
 
 @dataclass(frozen=True, slots=True)

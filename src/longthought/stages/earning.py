@@ -39,9 +39,8 @@ class Rewards:
         """Those of the first groups, which hold so many rollouts."""
         shaping = {name: values[:groups] for name, values in self.shaping.items()}
         dense = {name: values[:groups] for name, values in self.dense.items()}
-        return Rewards(
-            self.total[:rollouts], shaping, dense, None if self.baselines is None else self.baselines[:rollouts]
-        )
+        baselines = None if self.baselines is None else self.baselines[:rollouts]
+        return Rewards(self.total[:rollouts], shaping, dense, baselines)
 
     def missing(self) -> list[str]:
         """For every rollout what is missing for an advantage, in words; empty where nothing is."""

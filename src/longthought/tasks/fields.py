@@ -181,15 +181,15 @@ def _agreed(
     """The candidates, where they all hold the same."""
     if not candidates:
         raise DataError(
-            f"{path}: no column is known to hold the {what}; name it with fields=Fields({what}=…) or "
-            f"fields={what}=… in settings. Columns: {', '.join(names)}"
+            f"{path}: no column is known to hold the {what}; name it with problems.fields={what}=… "
+            f"(in Python: Fields({what}=…)). Columns: {', '.join(names)}"
         )
     first, *others = candidates
     for other in others:
         if not all(same(value_at(row, first), value_at(row, other)) for row in sample):
             raise DataError(
                 f"{path}: both {first!r} and {other!r} may be the {what}, and they differ; choose one with "
-                f"fields=Fields({what}={first!r}) or fields={what}={first} in settings"
+                f"problems.fields={what}={first} (in Python: Fields({what}={first!r}))"
             )
     return candidates
 

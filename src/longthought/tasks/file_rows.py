@@ -63,6 +63,8 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{path}: files of problems end in {', '.join(readers)}, not in {path.suffix!r}")
     try:
         yield from reader(path)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file of problems {path}") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

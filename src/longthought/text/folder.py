@@ -44,7 +44,8 @@ def load(folder: Path, template: Template | None = None, variables: Mapping[str,
     if text is None:
         names = ", ".join(known.name for known in TEMPLATES)
         raise CheckpointError(
-            f"{folder} has no chat template, as a base model has none: choose a prompt for it ({names})"
+            f"{folder} has no chat template, as a base model has none: choose a prompt for it with "
+            f"template=NAME, one of {names} (--template NAME in `sample` and `eval`)"
         )
     if plain:
         if missing := [token for token in (BEGIN, USER, ASSISTANT, END) if not tokenizer.knows(token)]:
