@@ -73,3 +73,12 @@ def test_a_resumed_watch_goes_on() -> None:
 def test_bounds_that_cannot_be(changes: dict) -> None:
     with pytest.raises(SettingsError):
         Monitors(**changes)
+
+
+def test_a_short_run_without_a_signal_says_so_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    for live, told in ((0.0, 1), (0.5, 0)):
+        watch = Monitors().start()
+        watch.read(1, {**USUAL, "live": live})
+        caplog.clear()
+        watch.finish()
+        assert len(caplog.records) == told

@@ -24,8 +24,8 @@ from longthought.algorithms.correction import Masked, Truncated
 from longthought.algorithms.credit import GAE, DecoupledGAE, Discounted, PerReply, ReinforcePlusPlus, ReMax
 from longthought.algorithms.objective import CISPO, GRPO, GSPO, REINFORCE, MirrorDescent
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
-from longthought.core.errors import Alarm, LogprobGap, SettingsError
-from longthought.core.types import Outcome
+from longthought.core.errors import Alarm, DataError, LogprobGap, SettingsError
+from longthought.core.types import Message, Outcome
 from longthought.models.lora import LoRA
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.place import Place
@@ -33,6 +33,7 @@ from longthought.runs.run import Run
 from longthought.stages.method import Critic, KLReward, Method, Refill
 from longthought.stages.monitors import Monitors
 from longthought.stages.rl import RL
+from longthought.stages.updates import DROPPED
 from longthought.training.optimizer import AdamW
 
 
@@ -123,7 +124,7 @@ def test_what_became_of_every_rollout(tmp_path: Path) -> None:
         rl(METHODS["dapo"], steps=3, max_tokens=2).run(checkpoint(tmp_path / "base"), place)
     rows = [row for step in (1, 2, 3) for row in trace(tmp_path / "rl", step)]
     reasons = {row["left_out"] for row in rows}
-    assert {"", "cut by a limit and filtered", "group without both verdicts dropped"} <= reasons
+    assert {"", "cut by a limit and filtered", DROPPED} <= reasons
     for row in rows:
         if row["left_out"]:
             assert row["logprobs_new"] is None
@@ -245,3 +246,42 @@ def test_in_a_run(tmp_path: Path) -> None:
         with Run.open(tmp_path / "run", recipe="test", settings=Critic(), command="test") as run:
             made: Checkpoint = run.do("rl", stage, base)
     assert made.load().model.config.hidden_size == 32
+
+
+def test_replies_longer_than_the_context_are_refused(tmp_path: Path) -> None:
+    stage = rl(METHODS["grpo"], max_tokens=32)
+    with pytest.raises(SettingsError, match="context of 32 tokens"), Place(tmp_path / "rl") as place:
+        stage.run(checkpoint(tmp_path / "base"), place)
+
+
+def test_a_prompt_longer_than_the_context_is_named(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Long(Parrot):
+        def problem(self, split, index):
+            found = super().problem(split, index)
+            return replace(found, messages=(Message("user", "red " * 40),)) if index == 4 else found
+
+    stage = replace(rl(METHODS["grpo"]), task=Long())
+    with pytest.raises(DataError, match="train/4"), Place(tmp_path / "rl") as place:
+        stage.run(checkpoint(tmp_path / "base"), place)
+
+
+def test_the_cause_of_a_failing_verifier_is_told(tmp_path: Path) -> None:
+    stage = replace(rl(METHODS["rloo"]), task=Parrot(Outcome.CRASHED))
+    with pytest.raises(Alarm, match="train/0: crashed, on purpose"), Place(tmp_path / "rl") as place:
+        stage.run(checkpoint(tmp_path / "base"), place)
+
+
+def test_mirror_descent_does_not_step_on_rounding(tmp_path: Path) -> None:
+    """Without a live group nothing is between the policy and the sampler but rounding, which Adam would blow up."""
+
+    @dataclass(frozen=True)
+    class Never(Parrot):
+        def _score(self, problem, reply, number):
+            return super()._score(replace(problem, answer="black"), reply, number)
+
+    base = checkpoint(tmp_path / "base")
+    with Place(tmp_path / "rl") as place:
+        made = replace(rl(METHODS["k1.5"], steps=2, updates=1), task=Never()).run(base, place)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base.path, made.path))
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -22,7 +22,7 @@ from longthought.algorithms.correction import Truncated
 from longthought.algorithms.credit import GAE, Discounted, PerReply, ReMax
 from longthought.algorithms.objective import CISPO, GRPO, Imitation, Sum, ValueLoss
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
-from longthought.core.errors import NotFinite, SettingsError
+from longthought.core.errors import Alarm, NotFinite, SettingsError
 from longthought.core.types import CUT, Batch, Finish, Loss, Outcome, PolicyOutput, Problem, Score, Verdict
 from longthought.models import lora
 from longthought.models.attention import PackedAttention
@@ -36,7 +36,7 @@ from longthought.stages.rl import RL, _Loop
 from longthought.stages.updates import _Step
 from longthought.training.batching import lay_out
 from longthought.training.learner import PolicyLearner
-from longthought.training.optimizer import AdamW
+from longthought.training.optimizer import AdamW, Schedule
 from longthought.training.team import Team
 
 LEAVE = per_group(leave_one_out)
@@ -216,6 +216,44 @@ def test_the_gradient_of_a_step_is_that_of_the_paper(
     torch.testing.assert_close(seen[0].double(), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_second_update_is_off_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ratio is to the policy that sampled, its KL to the one before the first update; the clip binds."""
+    seen: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    apply = PolicyLearner.apply
+
+    def spy(self: PolicyLearner, tally: Any) -> Any:
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        seen.append((torch.cat([p.grad.flatten().clone() for p in self.model.parameters()]), weights))
+        return apply(self, tally)
+
+    monkeypatch.setattr(PolicyLearner, "apply", spy)
+    base = checkpoint(tmp_path / "base", noise=0.1)
+    method = Method(per_group(group_normalized), sequence_mean, GRPO(0.1, 0.1, beta=0.3, entropy_bonus=0.05))
+    run(rl(method, task=Flaky(), updates=2, samples=8, optimizer=AdamW(lr=2e-2)), tmp_path, base)
+    first = base.load().model.double()
+    twin, reference = Twin(base.load().model.double(), trace(tmp_path), 1.0), Twin(first, [], 1.0)
+    twin.model.load_state_dict({name: tensor.double() for name, tensor in seen[1][1].items()})
+    advantage = by_group(twin.rows, lambda row: row["value"], "std")
+    used, clipped, losses = [row for row in twin.rows if row["update"] == 1], 0, []
+    for row in used:
+        logp, old = twin.logp(row), torch.tensor(row["logprobs"]).double()
+        with torch.no_grad():
+            d = reference.logp(row)
+        a, ratio = advantage[id(row)], (logp - old).exp()
+        surrogate = torch.minimum(ratio * a, ratio.clamp(0.9, 1.1) * a)
+        clipped += int((surrogate != ratio * a).sum())
+        kl = (d - logp).exp() - 1 - (d - logp)
+        spread = (twin.scores(torch.tensor([*row["prompt"], *row["tokens"]]))).log_softmax(-1)
+        entropy = -(spread.exp() * spread).sum(-1)[len(row["prompt"]) - 1 : -1]
+        losses.append(-(surrogate - 0.3 * kl + 0.05 * entropy).mean())
+        assert row["logprobs_new"] == pytest.approx(logp.tolist(), abs=1e-4)
+        assert row["entropies"] == pytest.approx(entropy.tolist(), abs=1e-4)
+        assert row["weight"] == pytest.approx(1 / len(used))
+    assert clipped > 5
+    expected = twin.gradient(torch.stack(losses).mean())
+    torch.testing.assert_close(seen[1][0].double(), expected, rtol=1e-3, atol=1e-5)
+
+
 # --- critic, correction: what is credited to which token
 
 
@@ -360,6 +398,25 @@ class Shifted:
 def test_values_for_the_wrong_replies_are_refused(method: Method, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="reward 'shifted'"):
         run(rl(method, prompts=2), tmp_path)
+
+
+def test_rewards_that_are_no_number_stop_the_run(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class NotANumber:
+        name: str = "nan"
+
+        def __call__(self, group: Any) -> list[float]:
+            return [float("nan")] * len(group)
+
+    method = Method(LEAVE, sequence_sum, GRPO(), shaping=(NotANumber(),))
+    with pytest.raises(Alarm, match="100%"):
+        run(rl(method, monitors=Monitors()), tmp_path)
+
+
+def test_the_learning_rate_ends_where_it_should_after_pretraining_a_critic(tmp_path: Path) -> None:
+    method = Method(GAE(), token_mean, GRPO(), critic=Critic(pretrain=2))
+    fall = AdamW(lr=1e-3, schedule=Schedule(decay=1.0, final=0.1))
+    assert run(rl(method, steps=4, optimizer=fall), tmp_path)[-1]["lr"] == pytest.approx(1e-4)
 
 
 def test_knobs_without_effect_are_refused() -> None:

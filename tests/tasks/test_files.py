@@ -268,7 +268,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, me
 
 def test_missing_files_and_settings(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", numbered(3))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="there is no file of problems"):
         read(tmp_path / "none.jsonl")
     with pytest.raises(SettingsError, match="name a file"):
         read()

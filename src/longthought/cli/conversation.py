@@ -87,6 +87,8 @@ def example_of(task: Task) -> str:
 
 
 def _testing(subject: Subject) -> Testing | None:
+    if not subject.recipe:
+        return None
     try:
         return subject.testing()
     except LongthoughtError as error:

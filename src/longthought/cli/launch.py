@@ -161,9 +161,10 @@ def _work(order: Order, rehearsal: Rehearsal) -> None:
 
 def _describe(rehearsal: Rehearsal) -> None:
     """Tell what a task of files has read, and what it left out."""
-    for task in dict.fromkeys(step.stage.task for step in rehearsal.steps if hasattr(step.stage, "task")):
-        if isinstance(task, FileTask):
-            print(f"{task.name}: {task.describe()}", file=sys.stderr, flush=True)
+    tasks = [getattr(step.stage, "task", None) for step in rehearsal.steps]
+    told = dict.fromkeys(f"{task.name}: {task.describe()}" for task in tasks if isinstance(task, FileTask))
+    for line in told:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _recorded_threads(out: Path) -> int | None:

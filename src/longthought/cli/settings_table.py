@@ -13,7 +13,7 @@ from longthought.recipes.catalogue import Recipe
 from longthought.runs.settings import flatten, to_dict
 
 _LONGEST = 160
-_WIDEST = 24  # columns of the types; a longer one stands before its help
+_WIDE, _WIDEST = 40, 24  # columns of the settings and of the types; what is longer pushes only its own line
 
 
 class _Leaf(NamedTuple):
@@ -30,7 +30,8 @@ def table(recipe: Recipe, settings: Any) -> str:
     values, default = flatten(to_dict(settings)), flatten(to_dict(recipe.settings))
     leafs = list(_leafs(type(settings)))
     shown = {leaf.key: _value(values.get(leaf.key)) for leaf in leafs}
-    width = max(len(f"{key}={value}") for key, value in shown.items())
+    widths = (len(f"{key}={value}") for key, value in shown.items())
+    width = max((width for width in widths if width <= _WIDE), default=0)
     kinds = max((len(leaf.kind) for leaf in leafs if len(leaf.kind) <= _WIDEST), default=0)
     lines = [f"{recipe.name}: {recipe.summary}", ""]
     for leaf in leafs:
@@ -51,14 +52,21 @@ def _leafs(section: type, prefix: str = "") -> Iterator[_Leaf]:
 
 
 def _told(section: type, name: str) -> str:
-    """The sentence of the docstring that speaks of a field: it holds ````name````, or begins with ``name:``."""
+    """What the docstring says of a field: the sentence that holds ````name````, or that begins with ``name:``, up to
+    the next full stop or field."""
     text = inspect.getdoc(section) or ""
     if text.startswith(f"{section.__name__}("):
         return ""  # what dataclass writes where there is none
+    others = "|".join(re.escape(field.name) for field in fields(section))
     for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in re.split(r"(?<=[.;:]) {2,}|(?<=[.;])\s", paragraph.replace("\n", " ")):
-            if re.search(rf"``{name}``|^{name}:", sentence.strip()):
-                plain = sentence.strip().replace("``", "").removeprefix(f"{name}: ").rstrip(".;")
+        parts = [part.strip() for part in re.split(r"(?<=[.;:]) {2,}|(?<=[.;])\s", paragraph.replace("\n", " "))]
+        for first, part in enumerate(parts):
+            if re.search(rf"``{name}``|^{name}:", part):
+                last = first
+                while parts[last].endswith(";") and not re.match(rf"({others}):", parts[last + 1]):
+                    last += 1
+                whole = " ".join(parts[first : last + 1])
+                plain = whole.replace("``", "").removeprefix(f"{name}: ").rstrip(".;")
                 return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
     return ""
 

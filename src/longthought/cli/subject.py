@@ -15,6 +15,8 @@ from longthought.recipes.r1_zero import template_of
 from longthought.runs.artifacts import CONFIG, Checkpoint
 from longthought.runs.record import RUN, Done, Record, StageRecord
 from longthought.runs.settings import from_dict, override
+from longthought.text.folder import load as load_renderer
+from longthought.text.renderer import PlainRenderer
 
 DEFAULT_RECIPE = "tiny"
 _DEPTH = 3  # a model folder lies at most so deep in its run: run/04-rl/model
@@ -25,7 +27,7 @@ _warn = logging.getLogger(__name__).warning
 @dataclass(frozen=True)
 class Subject:
     """A model, and the recipe and settings that say what task it is for. ``settings`` None: the recipe's default,
-    changed by ``assignments``."""
+    changed by ``assignments``. ``recipe`` empty: nobody knows what the model is for."""
 
     label: str
     checkpoint: Checkpoint
@@ -35,7 +37,12 @@ class Subject:
     threads: int | None = None
 
     def testing(self) -> Testing:
-        """Task and evaluation. Raises SettingsError when the recipe is gone, or has none."""
+        """Task and evaluation. Raises SettingsError when the recipe is unknown, gone, or has none."""
+        if not self.recipe:
+            raise SettingsError(
+                f"{self.label} belongs to no run, so that its problems are not known; name them, for example: "
+                f"--recipe r1_zero model={self.checkpoint.path} problems.file=problems.jsonl"
+            )
         recipe = find(self.recipe)
         if self.settings is None:
             return rehearse(recipe, override(recipe.settings, self.assignments)).testing()
@@ -65,13 +72,23 @@ def subject(
         found, folder, label = _run_around(path), path, str(path)
         if found is None:
             checkpoint = Checkpoint(path, template_of(template or ""))
-            return Subject(label, checkpoint, recipe or DEFAULT_RECIPE, None, tuple(assignments))
+            known = recipe or (DEFAULT_RECIPE if _speaks_our_format(checkpoint) else "")
+            return Subject(label, checkpoint, known, None, tuple(assignments))
         record = found
     if recipe is not None or template is not None or assignments:
         raise SettingsError(
-            f"{path} belongs to a run, whose own task and settings are used: leave out --recipe, --template and key=value"
+            f"{path} belongs to a run, whose own task and settings are used: leave out --recipe, "
+            "--template and key=value"
         )
     return Subject(label, Checkpoint(folder), record.recipe, record.settings, (), record.launches[-1].threads)
+
+
+def _speaks_our_format(checkpoint: Checkpoint) -> bool:
+    """Whether the model is one of the small ones that the laptop recipe makes."""
+    try:
+        return isinstance(load_renderer(checkpoint.path, checkpoint.template), PlainRenderer)
+    except CheckpointError:
+        return False  # whoever loads the model tells why
 
 
 def _in_run(path: Path, name: str | None) -> tuple[Record, Path, str]:

@@ -45,14 +45,13 @@ from longthought.runs.state import State
 from longthought.stages.earning import Rewards, is_live
 from longthought.stages.method import Method
 from longthought.stages.rl import RL
-from longthought.stages.updates import Done, Updates
+from longthought.stages.updates import DROPPED, Done, Updates
 from longthought.training.learner import PolicyLearner, Tally
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 
 TOLERANCE = 1e-4
 _PULLED = 1e-4  # share of the pull that counts
-_DROPPED = "group without both verdicts dropped"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def read(place: Path, stage: RL, step: int) -> Recorded:
     rows = list(traces.rows(traces.file_of(place / TRACES, step)))
     grouped = [list(members) for _, members in groupby(rows, key=lambda row: row["group"])]
     groups = tuple(tuple(_rollout(row) for row in members) for members in grouped)
-    kept = sum(any(row["left_out"] != _DROPPED for row in members) for members in grouped)
+    kept = sum(any(row["left_out"] != DROPPED for row in members) for members in grouped)
     logged: dict[str, float] = next((line for line in read_log(place / METRICS) if line["step"] == step), {})
     notes, before = list[str](), None
     if not logged:

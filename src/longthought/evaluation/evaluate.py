@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,8 @@ from longthought.core.types import CUT, Group, Message, Problem, Rollout, Sampli
 from longthought.evaluation.behaviours import Behaviour, Lexicon, count
 from longthought.evaluation.report_data import Estimate, EvaluationSummary
 from longthought.rollout.collect import collect
+
+_warn = logging.getLogger(__name__).warning
 
 _PER_CALL = 25  # problems sampled in one call; results do not depend on it
 
@@ -60,7 +63,10 @@ def evaluate(
     settings: EvaluationSettings,
     progress: Callable[[int, float], None] | None = None,
 ) -> list[Group]:
-    """Graded replies to the first ``problems`` of a split that differ. ``progress`` is told (done, accuracy so far)."""
+    """Graded replies to the first ``problems`` of a split that differ. ``progress`` is told (done, accuracy so far).
+
+    Replies on which the verifier failed are counted in a warning.
+    """
     params = SamplingParams(
         settings.samples,
         settings.max_tokens,
@@ -75,7 +81,15 @@ def evaluate(
         groups += collect(task, problems[start : start + _PER_CALL], sampler, renderer, params)
         if progress is not None:
             progress(len(groups), _mean([[float(r.score.correct) for r in g] for g in groups]))
+    _tell_ungraded([rollout for group in groups for rollout in group])
     return groups
+
+
+def _tell_ungraded(rollouts: Sequence[Rollout]) -> None:
+    failed = [rollout.score.verdict for rollout in rollouts if rollout.score.value is None]
+    if failed:
+        first = f"{failed[0].outcome}: {failed[0].evidence}" if failed[0].evidence else str(failed[0].outcome)
+        _warn(f"{len(failed):,} of {len(rollouts):,} replies could not be graded, and count as wrong ({first})")
 
 
 def distinct(task: Task, split: str, count: int) -> list[Problem]:

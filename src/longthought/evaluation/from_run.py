@@ -85,7 +85,7 @@ def report_data(record: Record) -> ReportData:
         difference=_read("the difference of the two evaluations", lambda: _difference(before, after), None),
         curves=_read("the curves", lambda: _curves(metrics), {}),
         transcripts=_read("the transcripts", lambda: _transcripts(before, after), ()),
-        own_base=BASE in stages or not stages,
+        own_base=not stages or BASE in stages or READINESS in stages,
         seen=_json(stages.get(BASE), CORPUS, _seen, ""),
         document_kinds=_json(stages.get(BASE), CORPUS, _kinds, ()),
         gate=_json(stages.get(READINESS), CHECKS, _gate, ()),

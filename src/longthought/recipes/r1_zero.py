@@ -118,6 +118,7 @@ class Learning:
     final: what it falls to at the end, as a share of lr.
     reference_every: the reference becomes the policy every so many steps; 0: never.
     micro_tokens: tokens of one forward pass; memory, not mathematics.
+    gap_limit: largest mean difference of log-probs between sampler and learner, in nats, that does not end the run.
     """
 
     method: MethodName = "grpo"
@@ -132,6 +133,13 @@ class Learning:
     final: float = 1.0
     reference_every: int = 0
     micro_tokens: int = 4096
+    gap_limit: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.lr <= 0:
+            raise SettingsError(f"rl.lr={self.lr:g}: must be positive")
+        if self.warmup < 0 or not 0 <= self.final <= 1:
+            raise SettingsError(f"rl.warmup={self.warmup}, rl.final={self.final:g}: at least 0, and from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class R1ZeroSettings:
     evaluation: EvaluationSettings = EvaluationSettings(problems=100, samples=4, max_tokens=512)
 
     def __post_init__(self) -> None:
-        clips = {"clip_low", "clip_high", "dual_clip", "cap"}
+        clips = {"clip_low", "clip_high", "dual_clip", "cap", "tau"}
         if self.rl.updates == 1 and (given := sorted(k for k in clips if getattr(self.knobs, k) is not None)):
             raise SettingsError(
                 f"knobs.{given[0]} changes nothing with rl.updates=1: the policy is still the one that sampled, every "
@@ -176,9 +184,9 @@ def r1_zero(settings: R1ZeroSettings, run: Run) -> Checkpoint:
     return trained
 
 
-def within(task: FileTask, asked: EvaluationSettings) -> EvaluationSettings:
-    """The evaluation as asked, of all the problems of its split where it holds fewer (but two, for an interval)."""
-    held = task.size(asked.split)
+def within(task: Task, asked: EvaluationSettings) -> EvaluationSettings:
+    """The evaluation as asked, of all problems of the split where files hold fewer (but two, for an interval)."""
+    held = task.size(asked.split) if isinstance(task, FileTask) else asked.problems
     return replace(asked, problems=held) if 2 <= held < asked.problems else asked
 
 
@@ -247,6 +255,7 @@ def reinforcement(settings: R1ZeroSettings) -> RL:
         reference_every=rl.reference_every,
         adapter=LoRA(adapter.rank, adapter.alpha) if adapter.rank else None,
         workers=settings.workers,
+        gap_limit=rl.gap_limit,
         learner=LearnerSettings(rl.micro_tokens),
         optimizer=AdamW(lr=usual if rl.lr is None else rl.lr, schedule=schedule),
     )

@@ -21,7 +21,7 @@ outcome      string              graded, unparsable, no_gold, timed_out, crashed
 evidence     string              what the verifier saw
 shaping      map<string, double> named summands beside the task reward
 reward       double, nullable    what the advantage was computed from
-advantage    double, nullable    null where the rollout was left out of the loss
+advantage    double, nullable    null where it has none of its own: tokens have each theirs, or its group was dropped
 update       int32, nullable     which optimizer update of the step trained on it, from 0
 weight       double, nullable    sum of the weights of its tokens in the loss of that update
 left_out     string, nullable    why it was not trained on; empty if it was, null where nothing was recorded

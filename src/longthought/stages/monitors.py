@@ -28,7 +28,8 @@ class Monitors:
     """Bounds on the metrics of a step. Crossing one warns once, until it is crossed back; those named in ``stop`` end
     the run. Usual means a running mean over about five steps, and counts from the ``warmup``-th step on.
 
-    failures: share of the replies on which the verifier failed (timed out, crashed, no grade, no gold answer).
+    failures: share of the replies on which the verifier failed (timed out, crashed, no grade, no gold answer), or that
+    have no reward for another reason, such as a NaN in its shaping.
     reward_jump: how far the reward rises above the usual in one step: look for a trick in the traces.
     kl: nats per token to the reference.
     entropy_low: nats per token; below, all replies to a problem become the same.
@@ -64,7 +65,7 @@ class Monitors:
 
     def crossed(self, metrics: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, str]:
         """The alarms that the metrics of a step raise, with the reason. ``usual`` empty: too early to compare."""
-        failed = sum(metrics.get(name, 0.0) for name in _FAILED)
+        failed = max(sum(metrics.get(name, 0.0) for name in _FAILED), metrics.get("ungraded", 0.0))
         checks: dict[str, tuple[str, Callable[[], bool], str]] = {
             "failures": ("", lambda: failed > self.failures, f"the verifier failed on {failed:.0%} of the replies"),
             "kl": ("kl", lambda: metrics["kl"] > self.kl, "far from the reference"),
@@ -126,6 +127,11 @@ class Watch:
                 before = self._usual.get(name, metrics[name])
                 self._usual[name] = _MEMORY * before + (1 - _MEMORY) * metrics[name]
         return {f"alarm/{name}": 1.0 for name in crossed}
+
+    def finish(self) -> None:
+        """Warn when the whole run has learned nothing and was too short for the alarm to say so."""
+        if self._steps and self._dead == self._steps and "dead" not in self._raised:
+            _warn(_NO_SIGNAL)
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from longthought.core.errors import SettingsError
+from longthought.core.errors import Alarm, DataError, SettingsError
 from longthought.core.protocols import Task
 from longthought.core.types import Group, Problem, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
@@ -122,6 +122,7 @@ class RL:
                 if step % self.save_every == 0 or step == self.steps:
                     loop.save(step, place)
                 bar.update(step, headline(metrics))
+            loop.watch.finish()
         provenance = {"stage": "rl", "steps": self.steps, "seed": self.seed, "from": given.fingerprints()}
         return Checkpoint.save(place.path / "model", loop.policy, provenance)
 
@@ -142,6 +143,12 @@ class _Loop:
 
     def __init__(self, stage: RL, policy: Policy) -> None:
         self.stage, self.policy, self.clock = stage, policy, Clock()
+        context = policy.model.config.max_position_embeddings
+        if stage.max_tokens >= context:
+            raise SettingsError(
+                f"rl: max_tokens={stage.max_tokens} does not fit into the model's context of {context} tokens, "
+                "where the prompt needs room, too"
+            )
         self.drawn = 0  # problems sampled so far
         self.watch = stage.monitors.start()
         self.updates = Updates(stage, policy.model)
@@ -174,7 +181,10 @@ class _Loop:
         metrics = {**rollout_metrics(groups, rewards.total, self.stage.lexicon), **done.metrics}
         if self.stage.method.refill is not None:
             metrics["drawn"] = len(groups) / self.stage.prompts
-        metrics |= self.watch.read(step, metrics)
+        try:
+            metrics |= self.watch.read(step, metrics)
+        except Alarm as error:
+            raise Alarm(f"{error}{_first_failure(groups)}") from error
         self.clock.lap("recording")
         return metrics
 
@@ -208,7 +218,11 @@ class _Loop:
         seed = self.stage.seed * 1_000_003 + step + number * _ROUND
         self.engine.version = self.updates.learner.version
         params = SamplingParams(count, self.stage.max_tokens, heat, seed=seed)
-        played = play(problems, self.engine, self.policy.renderer, params)
+        try:
+            played = play(problems, self.engine, self.policy.renderer, params)
+        except DataError as error:
+            longest = max(problems, key=lambda problem: sum(len(message.content) for message in problem.messages))
+            raise DataError(f"{error}. The longest problem of this step is {longest.id}") from error
         self.clock.lap("sampling")
         groups = grade_all(self.stage.task, problems, played, self.policy.renderer)
         self.clock.lap("grading")
@@ -227,6 +241,15 @@ class _Loop:
         self.drawn = state.values["drawn"]
         self.watch.restore(state.values["watch"])
         return state.step
+
+
+def _first_failure(groups: Sequence[Group]) -> str:
+    """What a verifier said of the first reply that it could not grade; empty if there is none."""
+    for rollout in (rollout for group in groups for rollout in group):
+        verdict = rollout.score.verdict
+        if verdict.value is None:
+            return f". The first: {rollout.problem.id}: {verdict.outcome}, {verdict.evidence[:300]}"
+    return ""
 
 
 class Clock:

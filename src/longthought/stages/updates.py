@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longthought.algorithms.objective import ValueLoss, explained_variance
+from longthought.algorithms.objective import MirrorDescent, ValueLoss, explained_variance
 from longthought.algorithms.weighting import positive_mean, token_mean
 from longthought.core.errors import LogprobGap, NotFinite
 from longthought.core.protocols import Objective
@@ -30,6 +30,9 @@ from longthought.training.sharding import ShardedLearner
 
 if TYPE_CHECKING:
     from longthought.stages.rl import RL
+
+DROPPED = "group dropped by dynamic sampling"
+"""Why a rollout of a group that was sampled and not kept is left out."""
 
 _PATIENCE = 3  # updates in a row whose gradient is not finite
 
@@ -57,7 +60,7 @@ class Updates:
         self.reference = _reference(stage, model) if method.needs_reference else None
         if stage.adapter is not None:
             lora.add(model, stage.adapter, stage.seed)
-        steps = stage.steps * stage.updates
+        steps = (stage.steps - (method.critic.pretrain if method.critic else 0)) * stage.updates
         learner = PolicyLearner(model, stage.optimizer, steps, stage.temperature, stage.learner)
         self.learner = ShardedLearner(learner, stage.workers)
 
@@ -108,7 +111,7 @@ class _Step:
         cuts = self.all.stage.method.filter_truncated
         why = [_why_not(r, cuts, gone) for r, gone in zip(self.rollouts, self.rewards.missing())]
         self.trained = torch.tensor([not reason for reason in why], dtype=torch.bool)
-        self.records = [Trained(left_out=reason) for reason in why + ["group without both verdicts dropped"] * dropped]
+        self.records = [Trained(left_out=reason) for reason in why + [DROPPED] * dropped]
         self.per_reply: Tensor | None = None
 
     def run(self) -> Done:
@@ -183,7 +186,8 @@ class _Step:
         if method.entropy is not None:
             bonus = method.entropy.bonus(own.bonus, own.entropy)
             objective = replace(objective, entropy_bonus=bonus)  # type: ignore[type-var]
-        if objective.silent_without_advantage:
+        # MirrorDescent pulls to the policy that sampled; at the first update only rounding is between the two
+        if objective.silent_without_advantage or (not number and isinstance(objective, MirrorDescent)):
             keep = moving(batch)
             self._leave_out(rows[~keep], "advantage 0")
             batch, rows = batch.select(keep.nonzero().squeeze(-1)), part[keep]

@@ -169,7 +169,7 @@ class _Bad:
         total = self.counts.total()
         rest = [f"… and {total - len(self.lines):,} more"] if total > len(self.lines) else []
         heading = f"{total:,} {'row' if total == 1 else 'rows'} cannot be used ({self.summary}):"
-        advice = "Mend them, or leave them out with problems.bad=skip (in Python: Reading(bad=\"skip\"))."
+        advice = 'Mend them, or leave them out with problems.bad=skip (in Python: Reading(bad="skip")).'
         return DataError("\n".join([heading, *(f"  {line}" for line in [*self.lines, *rest]), advice]))
 
 

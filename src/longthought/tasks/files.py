@@ -104,7 +104,7 @@ class FileTask:
             raise DataError(
                 f"{self.name}: its {split} split holds none of {self._total:,} problems; "
                 f"{'choose smaller shares' if split == 'train' else f'choose a larger {split}_share'}, "
-                f"or name a file for it: FileTask.read(…, {split}=…)"
+                f"or name a file for it: FileTask.read(…, {split}=…), in settings problems.test=…"
             )
         epoch, place = divmod(index, size)
         seed = self.seed if split == "train" else 0
