@@ -24,6 +24,7 @@ OTHER = {
     "critic_lr": 0.1,
     "critic_clip": 0.3,
     "critic_pretrain": 7,
+    "bootstrap": True,
     "refill": 5,
     "filter_truncated": True,
     "correction": 3.0,

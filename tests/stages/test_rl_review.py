@@ -261,9 +261,13 @@ def loop_of(stage: RL, folder: Path) -> _Loop:
     return _Loop(stage, checkpoint(folder / "base", noise=0.1).load())
 
 
-def test_values_stand_before_their_tokens_and_a_cut_reply_is_bootstrapped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_values_stand_before_their_tokens_and_a_cut_reply_has_a_verdict_or_a_value(
+    bootstrap: bool, tmp_path: Path
+) -> None:
     """The critic on every row alone, and generalized advantages by recursion, against the columns of a step."""
-    method = Method(GAE(gamma=0.9, lam=0.5, whiten=False), token_mean, GRPO(), critic=Critic(AdamW(lr=1e-2)))
+    critic_ = Critic(AdamW(lr=1e-2), bootstrap=bootstrap)
+    method = Method(GAE(gamma=0.9, lam=0.5, whiten=False), token_mean, GRPO(), critic=critic_)
     loop = loop_of(rl(method, steps=3, workers=2), tmp_path)
     with loop.start_team(), Place(tmp_path / "rl") as place:
         loop.step(1, place)
@@ -282,10 +286,10 @@ def test_values_stand_before_their_tokens_and_a_cut_reply_is_bootstrapped(tmp_pa
         with torch.no_grad():
             states = critic(torch.tensor(tokens), attend.positions, attend)
             values = critic.value_head(states).squeeze(-1)[start - 1 :].tolist()
-        cut = rollout.completion.finish in CUT
-        after, running, advantages = values.pop() if cut else 0.0 * values.pop(), 0.0, []
+        goes_on = bootstrap and rollout.completion.finish in CUT
+        after, running, advantages = values.pop() if goes_on else 0.0 * values.pop(), 0.0, []
         for t in reversed(range(len(values))):
-            reward = rollout.score.value if t == len(values) - 1 else 0.0
+            reward = rollout.score.value if t == len(values) - 1 and not goes_on else 0.0
             running = reward + 0.9 * after - values[t] + 0.9 * 0.5 * running
             advantages.insert(0, running)
             after = values[t]

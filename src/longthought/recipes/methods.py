@@ -71,6 +71,7 @@ class Knobs:
     critic_lr: learning rate of the critic (ppo, vapo).
     critic_clip: clip of its loss (ppo, vapo).
     critic_pretrain: steps at the start in which only it learns (ppo, vapo).
+    bootstrap: the critic's value stands for the verdict on a reply that was cut (ppo, vapo).
     refill: rounds in which groups without a signal are replaced by others; 0: they are kept.
     filter_truncated: replies that were cut leave the loss.
     correction: truncated importance weights between sampler and learner, at most this; 0: none.
@@ -89,6 +90,7 @@ class Knobs:
     critic_lr: float | None = None
     critic_clip: float | None = None
     critic_pretrain: int | None = None
+    bootstrap: bool | None = None
     refill: int | None = None
     filter_truncated: bool | None = None
     correction: float | None = None
@@ -96,7 +98,7 @@ class Knobs:
 
 _SURROGATE: Final = frozenset({"clip_low", "clip_high", "dual_clip", "entropy_bonus", "entropy_target"})
 _KL: Final = frozenset({"beta", "kl"})
-_CRITIC: Final = frozenset({"lam", "critic_lr", "critic_clip", "critic_pretrain"})
+_CRITIC: Final = frozenset({"lam", "critic_lr", "critic_clip", "critic_pretrain", "bootstrap"})
 _ALWAYS: Final = frozenset({"refill", "filter_truncated", "correction"})
 _READS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(("grpo", "dr_grpo", "dapo", "tiny", "reinforce_pp_baseline"), _SURROGATE | _KL),
@@ -215,4 +217,6 @@ def _gspo(knobs: Knobs) -> GSPO:
 
 def _critic(knobs: Knobs, pretrain: int) -> Critic:
     lr = AdamW().lr if knobs.critic_lr is None else knobs.critic_lr
-    return Critic(AdamW(lr=lr), knobs.critic_clip, pretrain if knobs.critic_pretrain is None else knobs.critic_pretrain)
+    steps = pretrain if knobs.critic_pretrain is None else knobs.critic_pretrain
+    plain = Critic(AdamW(lr=lr), knobs.critic_clip, steps)
+    return plain if knobs.bootstrap is None else replace(plain, bootstrap=knobs.bootstrap)

@@ -28,19 +28,23 @@ class Rewards:
 
     total: task and shaping, (N,) float64, NaN where the task gave none.  shaping: the summands beside the task's.
     dense: named values of every token of every rollout.  baselines: (N,) task rewards of the greedy replies.
+    task: (N,) the task's summand alone.
     """
 
     total: Tensor
     shaping: Mapping[str, list[list[float]]] = field(default_factory=dict)
     dense: Mapping[str, list[list[list[float]]]] = field(default_factory=dict)
     baselines: Tensor | None = None
+    task: Tensor | None = None
 
     def first(self, groups: int, rollouts: int) -> Rewards:
         """Those of the first groups, which hold so many rollouts."""
         shaping = {name: values[:groups] for name, values in self.shaping.items()}
         dense = {name: values[:groups] for name, values in self.dense.items()}
         baselines = None if self.baselines is None else self.baselines[:rollouts]
-        return Rewards(self.total[:rollouts], shaping, dense, baselines)
+        return Rewards(
+            self.total[:rollouts], shaping, dense, baselines, None if self.task is None else self.task[:rollouts]
+        )
 
     def missing(self) -> list[str]:
         """For every rollout what is missing for an advantage, in words; empty where nothing is."""
@@ -64,15 +68,16 @@ def rewards_of(groups: Sequence[Group], method: Method, greedy: Sequence[Group] 
 
     greedy: one reply to each of the first problems.
     """
-    total = torch.tensor(
+    task = torch.tensor(
         [float("nan") if r.score.value is None else r.score.value for group in groups for r in group],
         dtype=torch.float64,
     )
+    total = task
     shaping = {one.name: [_each(one.name, one(group), len(group)) for group in groups] for one in method.shaping}
     for values in shaping.values():
         total = total + torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
     dense = {one.name: [_each_token(one.name, one(group), group) for group in groups] for one in method.dense}
-    return Rewards(total, shaping, dense, _baselines(groups, greedy) if greedy else None)
+    return Rewards(total, shaping, dense, _baselines(groups, greedy) if greedy else None, task)
 
 
 def _each(name: str, values: list[T], count: int) -> list[T]:
@@ -133,12 +138,15 @@ def credit(
         total = rewards.total + token_rewards.sum(1)
         per_reply = method.sequence_credit(total, number)
         return Credited(shared_by_tokens(per_reply, batch.mask), None, per_reply)
+    cut = torch.tensor([r.completion.finish in CUT for g in groups for r in g])
+    if method.critic is None or not method.critic.bootstrap:
+        cut = torch.zeros_like(cut)
     earned = Earned(
-        rewards=rewards.total,
+        rewards=_so_far(rewards, cut),
         group=number,
         mask=batch.mask,
         token_rewards=token_rewards,
-        cut=torch.tensor([r.completion.finish in CUT for g in groups for r in g]),
+        cut=cut,
         values=None if values is None else values[0].double(),
         final_values=None if values is None else values[1].double(),
         baselines=rewards.baselines,
@@ -146,6 +154,17 @@ def credit(
     )
     advantages, returns = method.token_credit(earned)
     return Credited(advantages.float(), None if returns is None else returns.float(), None)
+
+
+def _so_far(rewards: Rewards, cut: Tensor) -> Tensor:
+    """What every reply has earned, (N,). One that is taken to go on has no verdict yet, but the critic's value.
+
+    The verdict on the half reply *and* a bootstrap would pay twice, and a policy would learn to be cut.
+    """
+    if not cut.any():
+        return rewards.total
+    assert rewards.task is not None
+    return torch.where(cut, rewards.total - rewards.task, rewards.total)
 
 
 def corrected(method: Method, batch: Batch, logp: Float[Tensor, "n t"]) -> tuple[Batch, Mapping[str, float]]:

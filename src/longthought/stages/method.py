@@ -60,11 +60,14 @@ class Critic:
 
     optimizer: its own.  clip: of the value loss, in units of the value; None: none.
     pretrain: steps at the start in which only the critic learns (VAPO, arXiv:2504.05118: 50).
+    bootstrap: a reply that a limit cut is credited with V of its last state *instead of* the task's verdict on the half
+    reply, as if it went on. Without, the limit is part of the world: the verdict counts, and nothing comes after.
     """
 
     optimizer: AdamW = AdamW(lr=2e-3)
     clip: float | None = None
     pretrain: int = 0
+    bootstrap: bool = False
 
     def __post_init__(self) -> None:
         if self.pretrain < 0:
