@@ -25,6 +25,7 @@ from longthought.tasks.files import FileTask
 from longthought.tasks.grading import Grading
 from longthought.tasks.permutation import permuted
 from longthought.tasks.splits import SPLITS, split_of
+from longthought.verifiers.exact import Number
 
 
 def exact(problem: Problem, reply: Message) -> Verdict:
@@ -464,3 +465,16 @@ def test_the_task_grades(tmp_path: Path) -> None:
 def test_problems_that_do_not_exist(tmp_path: Path, split: str, index: int) -> None:
     with pytest.raises(DataError):
         read(lines(tmp_path / "a.jsonl", numbered(30))).problem(split, index)
+
+
+def test_an_instruction_follows_every_question_and_moves_no_problem(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(60)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    grading = Grading(Number(), "free", 0.0)
+    plain = FileTask.read(file, grading=grading)
+    told = FileTask.read(file, grading=grading, reading=Reading(instruction="In digits."))
+    for split in ("train", "test"):
+        one, other = (task.problem(split, 0) for task in (plain, told))
+        assert other.messages[-1].content == f"{one.messages[-1].content}\nIn digits."
+        assert (one.id, one.answer) == (other.id, other.answer)

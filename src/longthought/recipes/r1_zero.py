@@ -56,6 +56,7 @@ class Problems:
     form: of a reply: think_answer, think, or free.
     format_weight: reward of the form alone; not with free.
     strict: a reply without the form earns nothing.
+    instruction: follows every question of a file on a line of its own, such as how to write the answer.
     """
 
     file: Path | None = Path("problems.jsonl")
@@ -68,6 +69,7 @@ class Problems:
     form: ReplyForm = "think_answer"
     format_weight: float = 0.1
     strict: bool = True
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,13 @@ def template_of(name: str) -> Template | None:
 def task_of(settings: R1ZeroSettings) -> Task:
     """The problems; files are read and checked whole. Generators keep the form and the grading of their own."""
     given = settings.problems
-    reading = Reading(Fields.parse(given.fields), test_share=given.test_share, bad=given.bad, seed=settings.seed)
+    reading = Reading(
+        Fields.parse(given.fields),
+        test_share=given.test_share,
+        bad=given.bad,
+        seed=settings.seed,
+        instruction=given.instruction,
+    )
     grading = Grading(verifier_of(given.verifier), given.form, given.format_weight, given.strict)
 
     def read(file: str) -> Task:

@@ -36,6 +36,7 @@ class Reading:
     bad: what happens when rows cannot be used: ``refuse`` lists them and stops, ``skip`` counts them and goes on.
     name: of the task; empty: that of the first file.
     seed: of the order in which the problems of train are asked.
+    instruction: follows every question on a line of its own, such as how to write the answer.
     """
 
     fields: Fields = Fields()
@@ -44,6 +45,7 @@ class Reading:
     bad: Literal["refuse", "skip"] = "refuse"
     name: str = ""
     seed: int = 0
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if not (self.dev_share >= 0 and self.test_share >= 0 and self.dev_share + self.test_share <= 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -34,6 +34,7 @@ class FileTask:
     problems: Problems
     grading: Grading
     seed: int = 0
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^\s/]{1,100}", self.name):
@@ -73,7 +74,7 @@ class FileTask:
             if places.count(place) > 1:
                 raise SettingsError(f"{place} is named twice")
         name = reading.name or re.sub(r"[\s/]+", "-", sources[0].path.stem)[:100]
-        return cls(name, gather(sources, reading), grading, reading.seed)
+        return cls(name, gather(sources, reading), grading, reading.seed, reading.instruction)
 
     @property
     def skipped(self) -> Mapping[str, int]:
@@ -110,8 +111,10 @@ class FileTask:
         seed = self.seed if split == "train" else 0
         key = blake2b(f"{seed}/{split}/{epoch}".encode(), digest_size=32).digest()
         found = self.problems[self.problems.splits[split][permuted(place, size, key)]]
-        messages = tuple(Message(role, content) for role, content in found.messages)  # type: ignore[arg-type]
-        return Problem(f"{self.name}/{found.id}", messages, found.answer, dict(found.info))
+        messages = [Message(role, content) for role, content in found.messages]  # type: ignore[arg-type]
+        if self.instruction:
+            messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{self.instruction}")
+        return Problem(f"{self.name}/{found.id}", tuple(messages), found.answer, dict(found.info))
 
     @property
     def _total(self) -> int:
