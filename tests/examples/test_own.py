@@ -102,3 +102,27 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(lt, name) is not None for name in lt.__all__)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         lt.nothing_like_it  # noqa: B018
+
+
+def test_a_folder_without_a_chat_template_or_a_tokenizer_can_be_looked_at(world: Path, tmp_path: Path) -> None:
+    """What transformers saves of a model alone: token ids in, token ids out, the end token of its settings."""
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(world / "model")
+    theirs.save_pretrained(tmp_path / "alone")
+    policy = lt.load(tmp_path / "alone")
+    prompt = [5, 6, 7, 8]
+    ((reply,),) = lt.Engine(policy).sample([prompt], lt.SamplingParams(temperature=0, max_tokens=6))
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, 4:].tolist()
+    assert list(reply.token_ids) == expected
+    assert policy.renderer.stop_tokens == (2,)
+    with pytest.raises(lt.DataError, match="no tokenizer"):
+        lt.Engine(policy).sample(["text"], lt.SamplingParams(max_tokens=2))
+    with pytest.raises(lt.CheckpointError):
+        lt.Checkpoint(tmp_path / "alone").load()  # what is to be trained needs a format
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "alone" / name).write_bytes((world / "model" / name).read_bytes())
+    policy = lt.load(tmp_path / "alone")
+    assert policy.renderer.prompt((lt.Message("user", "Tom has 2"),)) == lt.load(
+        world / "model"
+    ).renderer.tokenizer.encode("Tom has 2")

@@ -18,7 +18,7 @@ from longthought.models.config import ModelConfig
 from longthought.models.transformer import Transformer
 from longthought.runs.files import digests, new_folder
 from longthought.text import folder as text
-from longthought.text.renderer import BEGIN, END, PlainRenderer, TemplateRenderer
+from longthought.text.renderer import BEGIN, END, PlainRenderer, TemplateRenderer, TokensOnly
 from longthought.text.templates import Template
 from longthought.text.tokenizer import PADDING
 
@@ -69,17 +69,21 @@ class Checkpoint:
             _write_json(made / PROVENANCE, {**told, "files": digests(made)})
         return cls(path)
 
-    def load(self, dtype: torch.dtype = torch.float32) -> Policy:
+    def load(self, dtype: torch.dtype = torch.float32, to_look: bool = False) -> Policy:
         """Model and renderer. Raises CheckpointError when the folder is missing, damaged, or of a model that we cannot
-        run. Nothing that it holds is executed."""
+        run. Nothing that it holds is executed.
+
+        to_look: a folder without a chat template, or even without a tokenizer, will do (``text.folder.load_to_look``).
+        """
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path} is no folder: give the folder of a model in Hugging Face layout")
         self._verify()
         config = read_json(self.path, CONFIG)
         generation = read_json(self.path, GENERATION) if exists(self.path, GENERATION) else None
-        renderer = text.load(self.path, self.template or self._trained_with())
+        template = self.template or self._trained_with()
+        renderer = text.load_to_look(self.path, template) if to_look else text.load(self.path, template)
         model = weights.load_folder(ModelConfig.from_hf(config, self.path / CONFIG), self.path, dtype)
-        if renderer.tokenizer.largest_id >= model.config.vocab_size:
+        if not isinstance(renderer, TokensOnly) and renderer.tokenizer.largest_id >= model.config.vocab_size:
             raise CheckpointError(
                 f"{self.path}: the tokenizer has the id {renderer.tokenizer.largest_id}, but the model only "
                 f"{model.config.vocab_size} rows of embeddings: one of the two belongs to another model"
@@ -124,9 +128,10 @@ def load(
 ) -> Policy:
     """The model in a folder, with the chat format that it speaks; see ``Checkpoint.load``.
 
+    A base model without a chat template continues the text that it is given; one without a tokenizer takes token ids.
     adapter: folder of a LoRA in PEFT's format that is put upon it; ``models.lora.merge`` makes it part of the weights.
     """
-    policy = Checkpoint(Path(folder), template).load(dtype)
+    policy = Checkpoint(Path(folder), template).load(dtype, to_look=True)
     if adapter is not None:
         lora.load(policy.model, Path(adapter))
     return policy

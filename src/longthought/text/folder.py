@@ -10,13 +10,22 @@ from typing import Any, TypeAlias
 from longthought.core.errors import CheckpointError, DataError, SettingsError
 from longthought.core.files import exists, json_object, read_json
 from longthought.text.chat import ChatRenderer
-from longthought.text.renderer import ASSISTANT, BEGIN, CHAT_TEMPLATE, END, USER, PlainRenderer, TemplateRenderer
+from longthought.text.renderer import (
+    ASSISTANT,
+    BEGIN,
+    CHAT_TEMPLATE,
+    END,
+    USER,
+    PlainRenderer,
+    TemplateRenderer,
+    TokensOnly,
+)
 from longthought.text.sandbox import compiled
-from longthought.text.templates import TEMPLATES, Template
+from longthought.text.templates import HOLE, TEMPLATES, Template
 from longthought.text.tokenizer import Tokenizer
 from longthought.text.tokenizer_files import settings_of
 
-Renderer: TypeAlias = PlainRenderer | ChatRenderer | TemplateRenderer
+Renderer: TypeAlias = PlainRenderer | ChatRenderer | TemplateRenderer | TokensOnly
 """The renderers that a model folder may have."""
 
 GENERATION = "generation_config.json"
@@ -57,6 +66,21 @@ def load(folder: Path, template: Template | None = None, variables: Mapping[str,
     return renderer if end is None else replace(renderer, stop_tokens=_unique((*renderer.stop_tokens, end)))
 
 
+def load_to_look(folder: Path, template: Template | None = None) -> Renderer:
+    """As ``load``, for a person who looks at a model: without a chat template the prompt is the text itself, to be
+    continued, and without a tokenizer there are token ids alone.
+
+    Raises CheckpointError as ``load`` does for files that are damaged.
+    """
+    if not any(
+        exists(folder, name) for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    ):
+        return TokensOnly(_unique(tuple(_eos(folder, GENERATION) or _eos(folder, "config.json"))))
+    if template is None and chat_template(Tokenizer.load(folder)) is None:
+        template = Template("text", HOLE, "the text itself")
+    return load(folder, template)
+
+
 def save(renderer: Renderer, folder: Path) -> None:
     """Write the tokenizer and template files into an existing folder: those that were read, byte for byte, or new ones.
     A chat template other than the one that was read goes into ``chat_template.jinja``, which is read first.
@@ -64,6 +88,8 @@ def save(renderer: Renderer, folder: Path) -> None:
     Raises:
         DataError: a tokenizer that was made here speaks another format than ``PlainRenderer``'s.
     """
+    if isinstance(renderer, TokensOnly):
+        return
     tokenizer = renderer.tokenizer
     if tokenizer.files:
         for name, content in tokenizer.files.items():
@@ -112,14 +138,18 @@ def _try(renderer: ChatRenderer, folder: Path) -> None:
 
 def _stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that end a reply: those of the generation settings, then the tokenizer's."""
-    listed = read_json(folder, GENERATION).get("eos_token_id") if exists(folder, GENERATION) else None
-    ids = [] if listed is None else listed if isinstance(listed, list) else [listed]
-    if not all(type(i) is int and i >= 0 for i in ids):
-        raise CheckpointError(
-            f"{folder / GENERATION}: eos_token_id must be a token id or a list of them, not {listed!r}"
-        )
+    ids = _eos(folder, GENERATION)
     end = tokenizer.roles.get("eos_token")
     return _unique((*ids, *([tokenizer.id_of(end)] if end else [])))
+
+
+def _eos(folder: Path, name: str) -> list[int]:
+    """The end tokens that a file of settings names."""
+    listed = read_json(folder, name).get("eos_token_id") if exists(folder, name) else None
+    ids = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise CheckpointError(f"{folder / name}: eos_token_id must be a token id or a list of them, not {listed!r}")
+    return ids
 
 
 def _unique(ids: tuple[int, ...]) -> tuple[int, ...]:

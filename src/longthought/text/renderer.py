@@ -150,3 +150,37 @@ class TemplateRenderer:
     def _hidden(self, question: str) -> tuple[Hidden, str]:
         typed = Hidden((question, self.template.text), self.tokenizer.markup)
         return typed, typed.hide(question)
+
+
+@dataclass(frozen=True)
+class TokensOnly:
+    """A model without a tokenizer: it can be looked at and sampled from with token ids, and knows no text.
+
+    stop_tokens: ids that end a reply.
+    """
+
+    stop_tokens: tuple[int, ...]
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """No strings: there is no text."""
+        return ()
+
+    def prompt(self, messages: Sequence[Message]) -> TokenIds:
+        """Raises DataError."""
+        raise DataError(_NO_TOKENIZER)
+
+    def example(self, messages: Sequence[Message]) -> tuple[TokenIds, tuple[bool, ...]]:
+        """Raises DataError."""
+        raise DataError(_NO_TOKENIZER)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Raises DataError."""
+        raise DataError(_NO_TOKENIZER)
+
+    def text(self, completion: TokenIds) -> str:
+        """Raises DataError."""
+        raise DataError(_NO_TOKENIZER)
+
+
+_NO_TOKENIZER = "the model's folder has no tokenizer (tokenizer.json), so that only token ids can be given and got"
