@@ -8,10 +8,9 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longthought.cli.parser import Parser, add_settings, add_threads
+from longthought.cli.parser import Parser, add_recipe, add_settings, add_threads
 
 if TYPE_CHECKING:
     from longthought.cli.rehearsal import Rehearsal
@@ -31,8 +30,7 @@ def parser() -> Parser:
         "parameter and setting count as it should, and does the reward pay for right answers alone? Some seconds for\n"
         f"a small model; nothing is kept. Exit code 0: well, or warnings; {UNWELL}: something failed.",
     )
-    made.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or file.py[:function]")
-    made.add_argument("--settings", type=Path, metavar="FILE.yaml", help="settings to change; key=value comes after it")
+    add_recipe(made)
     made.add_argument("--json", action="store_true", help="print JSON, and nothing else, to standard output")
     add_threads(made)
     add_settings(made)
@@ -41,16 +39,12 @@ def parser() -> Parser:
 
 def execute(arguments: Namespace) -> int:
     """Examine every RL stage of the recipe; print the findings."""
-    from longthought.cli.rehearsal import rehearse
+    from longthought.cli.rehearsal import chosen, rehearse
     from longthought.cli.threads import check_threads, set_threads
     from longthought.core.errors import SettingsError
     from longthought.diagnosis.finding import worst
-    from longthought.recipes.catalogue import find
-    from longthought.runs.settings import from_yaml, override
 
-    recipe = find(arguments.recipe)
-    settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
-    settings = override(settings, arguments.assignments)
+    recipe, settings = chosen(arguments)
     rehearsal = rehearse(recipe, settings)
     check_threads(rehearsal, set_threads(arguments.threads))
     began = time.perf_counter()

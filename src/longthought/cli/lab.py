@@ -119,8 +119,7 @@ def _wanted(arguments: Namespace) -> tuple[Estimator, ...]:
 
 def _own(text: str) -> Callable[[], Method]:
     """A function ``() -> Method`` of a Python file; what it returns and raises is checked."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
+    from longthought.core.user_code import import_file
     from longthought.stages.method import Method
 
     file, _, name = text.partition(":")
@@ -128,21 +127,13 @@ def _own(text: str) -> Callable[[], Method]:
         raise SettingsError(f"--estimator {text}: give a file and a function, as mine.py:method")
     if not Path(file).is_file():
         raise SettingsError(f"--estimator {text}: the file {file} does not exist")
-    spec = spec_from_file_location(f"longthought_estimator_{Path(file).stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside a user's file
+    module = import_file(Path(file), "longthought_estimator_")
     try:
-        spec.loader.exec_module(module)
         made = getattr(module, name)()
     except AttributeError as error:
         raise SettingsError(f"--estimator {text}: {error}") from error
     except Exception as error:
         raise SettingsError(f"--estimator {text} fails: {type(error).__name__}: {error}") from error
-    finally:
-        sys.dont_write_bytecode = before
     if not isinstance(made, Method):
         raise SettingsError(f"--estimator {text} must return a Method, not {type(made).__name__}")
     return lambda: made

@@ -73,6 +73,14 @@ def share(text: str) -> float:
     return value
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The recipe of a command line, and a file of settings for it."""
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or file.py[:function]")
+    parser.add_argument(
+        "--settings", type=Path, metavar="FILE.yaml", help="settings to change; key=value comes after it"
+    )
+
+
 def add_settings(parser: argparse.ArgumentParser, what: str = "change a setting of the recipe") -> None:
     """The words ``key=value`` at the end of a command."""
     parser.add_argument("assignments", nargs="*", metavar="key=value", help=f"{what}, for example rl.steps=80")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 
-from longthought.cli.parser import Parser, add_settings, add_threads
+from longthought.cli.parser import Parser, add_recipe, add_settings, add_threads
 
 
 def parser() -> Parser:
@@ -16,8 +15,7 @@ def parser() -> Parser:
         "Print the arithmetic of a run: prompts, samples, optimizer steps, tokens, memory and disk, and the time that\n"
         "a short measurement on this machine lets expect. Nothing is written.",
     )
-    made.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or file.py[:function]")
-    made.add_argument("--settings", type=Path, metavar="FILE.yaml", help="settings to change; key=value comes after it")
+    add_recipe(made)
     add_threads(made)
     add_settings(made)
     return made
@@ -26,14 +24,10 @@ def parser() -> Parser:
 def execute(arguments: Namespace) -> int:
     """Rehearse the recipe, measure for some seconds, print."""
     from longthought.cli.outlook import outlook
-    from longthought.cli.rehearsal import rehearse
+    from longthought.cli.rehearsal import chosen, rehearse
     from longthought.cli.threads import check_threads, set_threads
-    from longthought.recipes.catalogue import find
-    from longthought.runs.settings import from_yaml, override
 
-    recipe = find(arguments.recipe)
-    settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
-    settings = override(settings, arguments.assignments)
+    recipe, settings = chosen(arguments)
     rehearsal = rehearse(recipe, settings)
     check_threads(rehearsal, set_threads(arguments.threads))
     print("measuring …", file=sys.stderr, flush=True)

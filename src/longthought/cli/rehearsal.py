@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, cast
@@ -10,8 +11,9 @@ from longthought.core.errors import LongthoughtError, SettingsError
 from longthought.core.protocols import Task
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
-from longthought.recipes.catalogue import Recipe
+from longthought.recipes.catalogue import Recipe, find
 from longthought.runs.run import Run
+from longthought.runs.settings import from_yaml, override
 from longthought.stages.measure import Evaluate
 from longthought.stages.rl import RL
 
@@ -51,6 +53,13 @@ class Rehearsal:
                 return Testing(step.stage.task, step.stage.lexicon, EvaluationSettings(), step.stage.workers)
         why = f" before it looks at a result ({self.stopped})" if self.stopped else ""
         raise SettingsError(f"the recipe has neither an Evaluate nor an RL stage{why}, so that no task is known")
+
+
+def chosen(arguments: Namespace) -> tuple[Recipe, Any]:
+    """The recipe that a command line names, and its settings: the default, then those of a file, then key=value."""
+    recipe = find(arguments.recipe)
+    settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
+    return recipe, override(settings, arguments.assignments)
 
 
 @lru_cache(maxsize=8)

@@ -50,11 +50,9 @@ def execute(arguments: Namespace) -> int:
     if arguments.recipe is None:
         raise SettingsError("run: give a recipe, for example `longthought run tiny`; --list names the shipped ones")
     from longthought.cli.launch import Order, default_out, finish, launch
-    from longthought.runs.settings import from_yaml, override
+    from longthought.cli.rehearsal import chosen
 
-    recipe = find(arguments.recipe)
-    settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
-    settings = override(settings, arguments.assignments)
+    recipe, settings = chosen(arguments)
     if arguments.show:
         from longthought.cli.settings_table import table
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from longthought.core.errors import SettingsError
+from longthought.core.user_code import import_file
 from longthought.runs.run import Run
 
 SHIPPED = {"tiny": "longthought.recipes.tiny:tiny", "r1_zero": "longthought.recipes.r1_zero:r1_zero"}
@@ -50,28 +49,11 @@ def find(name: str) -> Recipe:
     path = Path(file)
     if not path.is_file():
         raise SettingsError(f"the recipe file {file} does not exist")
-    module_ = _import(path)
+    module_ = import_file(path, "longthought_recipe_")
     found = getattr(module_, function or "recipe", None)
     if not callable(found):
         raise SettingsError(f"{file} has no function {function or 'recipe'}(settings, run)")
     return _recipe(str(path.resolve()) + (f":{function}" if function else ""), found)
-
-
-def _import(path: Path) -> ModuleType:
-    name = f"longthought_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside a user's file
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingsError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.dont_write_bytecode = before
-    return module
 
 
 def _recipe(name: str, function: Callable[[Any, Run], Any]) -> Recipe:

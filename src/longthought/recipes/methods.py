@@ -30,6 +30,7 @@ from longthought.algorithms.objective import CISPO, GRPO, GSPO, KL, REINFORCE, S
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Objective, Shaping
+from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition
 from longthought.stages.method import Critic, KLReward, Method, Refill
 from longthought.training.optimizer import AdamW
 
@@ -94,6 +95,36 @@ class Knobs:
     refill: int | None = None
     filter_truncated: bool | None = None
     correction: float | None = None
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Summands of the reward beside the verifier's; 0 leaves one out.
+
+    language: weight of the share of words in the prompt's language.
+    repetition: penalty for repeated 10-grams of tokens.
+    overlong: width in tokens of DAPO's soft punishment before the cut.
+    length: weight of Kimi's length reward: shorter right replies earn more.
+    """
+
+    language: float = 0.0
+    repetition: float = 0.0
+    overlong: int = 0
+    length: float = 0.0
+
+
+def summands(reward: Shaped, max_tokens: int) -> tuple[Shaping, ...]:
+    """The summands that are not left out."""
+    chosen: list[Shaping] = []
+    if reward.language:
+        chosen.append(LanguageConsistency(reward.language))
+    if reward.repetition:
+        chosen.append(Repetition(reward.repetition))
+    if reward.overlong:
+        chosen.append(Overlong(max_tokens, reward.overlong))
+    if reward.length:
+        chosen.append(Length(reward.length))
+    return tuple(chosen)
 
 
 _SURROGATE: Final = frozenset({"clip_low", "clip_high", "dual_clip", "entropy_bonus", "entropy_target"})

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from longthought.core.errors import CheckpointError, SettingsError
-from longthought.core.protocols import Shaping, Task, Verifier
+from longthought.core.protocols import Task, Verifier
 from longthought.evaluation.behaviours import ENGLISH
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.models.lora import LoRA
-from longthought.recipes.methods import Knobs, MethodName, method
+from longthought.recipes.methods import Knobs, MethodName, Shaped, method, summands
 from longthought.recipes.sources import mixture
-from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
 from longthought.stages.measure import Evaluate
@@ -86,22 +85,6 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.rank and self.alpha != 32.0:
             raise SettingsError(f"adapter.alpha={self.alpha} changes nothing with adapter.rank=0: set the rank, too")
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """Summands of the reward beside the verifier's; 0 leaves one out.
-
-    language: weight of the share of words in the prompt's language.
-    repetition: penalty for repeated 10-grams of tokens.
-    overlong: width in tokens of DAPO's soft punishment before the cut.
-    length: weight of Kimi's length reward: shorter right replies earn more.
-    """
-
-    language: float = 0.0
-    repetition: float = 0.0
-    overlong: int = 0
-    length: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +164,7 @@ def r1_zero(settings: R1ZeroSettings, run: Run) -> Checkpoint:
     task = task_of(settings)
     look = Evaluate(task, ENGLISH, within(task, settings.evaluation), workers=settings.workers)
     run.do("before", replace(look, title="before"), base)
-    trained = run.do("rl", reinforcement(settings), base)
+    trained = run.do("rl", reinforcement(settings, task), base)
     run.do("after", replace(look, title="after"), trained)
     return trained
 
@@ -245,14 +228,14 @@ def verifier_of(name: str) -> Verifier:
     )
 
 
-def reinforcement(settings: R1ZeroSettings) -> RL:
+def reinforcement(settings: R1ZeroSettings, task: Task) -> RL:
     """The RL stage: the task, the algorithm, and their budgets."""
     rl, adapter = settings.rl, settings.adapter
     usual = 1e-5 if adapter.rank else 1e-6
     schedule = Schedule(warmup=rl.warmup, decay=1.0 if rl.final < 1 else 0.0, final=rl.final if rl.final < 1 else 0.0)
     return RL(
-        task=task_of(settings),
-        method=method(rl.method, settings.knobs, rl.max_tokens, _shaping(settings)),
+        task=task,
+        method=method(rl.method, settings.knobs, rl.max_tokens, summands(settings.reward, rl.max_tokens)),
         steps=rl.steps,
         prompts=rl.prompts,
         samples=rl.samples,
@@ -267,16 +250,3 @@ def reinforcement(settings: R1ZeroSettings) -> RL:
         learner=LearnerSettings(rl.micro_tokens),
         optimizer=AdamW(lr=usual if rl.lr is None else rl.lr, schedule=schedule),
     )
-
-
-def _shaping(settings: R1ZeroSettings) -> tuple[Shaping, ...]:
-    reward, chosen = settings.reward, list[Shaping]()
-    if reward.language:
-        chosen.append(LanguageConsistency(reward.language))
-    if reward.repetition:
-        chosen.append(Repetition(reward.repetition))
-    if reward.overlong:
-        chosen.append(Overlong(settings.rl.max_tokens, reward.overlong))
-    if reward.length:
-        chosen.append(Length(reward.length))
-    return tuple(chosen)

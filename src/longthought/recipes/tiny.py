@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longthought.core.errors import SettingsError
-from longthought.core.protocols import Shaping
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.evaluation.readiness import Gate
-from longthought.recipes.methods import Knobs, method
-from longthought.rollout.shaping import LanguageConsistency, Overlong, Repetition
+from longthought.recipes.methods import Knobs, Shaped, method, summands
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
 from longthought.stages.measure import CheckReadiness, Evaluate
@@ -204,13 +202,7 @@ def reinforcement(settings: TinySettings) -> RL:
 
 def _method(settings: TinySettings) -> Method:
     rl, reward = settings.rl, settings.reward
-    shaping: list[Shaping] = []
-    if reward.language:
-        shaping.append(LanguageConsistency(reward.language))
-    if reward.repetition:
-        shaping.append(Repetition(reward.repetition))
-    if reward.overlong:
-        shaping.append(Overlong(rl.max_tokens, reward.overlong))
+    beside = Shaped(reward.language, reward.repetition, reward.overlong)
     knobs = Knobs(clip_low=rl.clip_low, clip_high=rl.clip_high, beta=rl.beta, entropy_bonus=rl.entropy_bonus)
     plain = replace(knobs, refill=0) if rl.method == "dapo" else knobs  # a step is the same work for every method
-    return method(rl.method, plain, rl.max_tokens, tuple(shaping))
+    return method(rl.method, plain, rl.max_tokens, summands(beside, rl.max_tokens))

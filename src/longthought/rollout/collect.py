@@ -25,10 +25,12 @@ def grade_all(
     renderer: Renderer,
 ) -> list[Group]:
     """The rollouts of many problems, graded in one call where the task can."""
-    if not isinstance(task, BatchTask):
-        return [grade(task, problem, one, renderer) for problem, one in zip(problems, played, strict=True)]
     texts = [[renderer.text(completion.token_ids) for completion in completions] for _, completions in played]
-    scores = task.grade_together(list(zip(problems, texts, strict=True)))
+    asked = list(zip(problems, texts, strict=True))
+    if isinstance(task, BatchTask):
+        scores = task.grade_together(asked)
+    else:
+        scores = [task.grade(problem, replies) for problem, replies in asked]
     return [
         tuple(Rollout(problem, prompt, *one) for one in zip(completions, replies, row, strict=True))
         for problem, (prompt, completions), replies, row in zip(problems, played, texts, scores, strict=True)
@@ -37,12 +39,7 @@ def grade_all(
 
 def grade(task: Task, problem: Problem, played: tuple[TokenIds, list[Completion]], renderer: Renderer) -> Group:
     """The rollouts of one problem, graded together."""
-    prompt, completions = played
-    texts = [renderer.text(completion.token_ids) for completion in completions]
-    scores = task.grade(problem, texts)
-    return tuple(
-        Rollout(problem, prompt, c, text, score) for c, text, score in zip(completions, texts, scores, strict=True)
-    )
+    return grade_all(task, [problem], [played], renderer)[0]
 
 
 def collect(

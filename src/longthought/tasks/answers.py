@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem
-from longthought.tasks.fields import NOTHING, Columns, Fields, Values, columns_of, same, value_at
+from longthought.tasks.fields import NOTHING, Columns, Fields, Values, columns_of, refuse_difference, same, value_at
 from longthought.tasks.file_problem import UnfitRow, number_text, stated
 from longthought.tasks.file_rows import MAX_ROW, BadRow, Row, read_rows
 
@@ -217,13 +217,7 @@ def _predictions(path: Path, sample: Sequence[Values]) -> list[str]:
             f"{path}: no filled column is known to hold the predictions; name it with fields prediction=…. Columns: "
             f"{names}"
         )
-    first, *others = found
-    for other in others:
-        if not all(same(value_at(row, first), value_at(row, other)) for row in sample):
-            raise DataError(
-                f"{path}: both {first!r} and {other!r} may be the prediction, and they differ; choose one with fields "
-                f"prediction={first}"
-            )
+    refuse_difference(path, sample, "prediction", found, f"fields prediction={found[0]}")
     return found
 
 

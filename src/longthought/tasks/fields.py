@@ -184,14 +184,20 @@ def _agreed(
             f"{path}: no column is known to hold the {what}; name it with problems.fields={what}=… "
             f"(in Python: Fields({what}=…)). Columns: {', '.join(names)}"
         )
+    first = candidates[0]
+    choose = f"problems.fields={what}={first} (in Python: Fields({what}={first!r}))"
+    refuse_difference(path, sample, what, candidates, choose)
+    return candidates
+
+
+def refuse_difference(path: Path, sample: Sequence[Values], what: str, candidates: Sequence[str], choose: str) -> None:
+    """Raise DataError, telling how to ``choose``, where columns that may be meant do not hold the same."""
     first, *others = candidates
     for other in others:
         if not all(same(value_at(row, first), value_at(row, other)) for row in sample):
             raise DataError(
-                f"{path}: both {first!r} and {other!r} may be the {what}, and they differ; choose one with "
-                f"problems.fields={what}={first} (in Python: Fields({what}={first!r}))"
+                f"{path}: both {first!r} and {other!r} may be the {what}, and they differ; choose one with {choose}"
             )
-    return candidates
 
 
 def same(one: Any, other: Any) -> bool:

@@ -43,7 +43,12 @@ def load(folder: Path, template: Template | None = None, variables: Mapping[str,
             ``template``.
         SettingsError: ``variables`` for a format that reads none.
     """
-    tokenizer = Tokenizer.load(folder)
+    return _renderer(Tokenizer.load(folder), folder, template, variables)
+
+
+def _renderer(
+    tokenizer: Tokenizer, folder: Path, template: Template | None, variables: Mapping[str, Any] | None = None
+) -> Renderer:
     text = chat_template(tokenizer) if template is None else None
     plain = text is not None and text.strip() == CHAT_TEMPLATE
     if variables and (template is not None or plain):
@@ -76,9 +81,10 @@ def load_to_look(folder: Path, template: Template | None = None) -> Renderer:
         exists(folder, name) for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
     ):
         return TokensOnly(_unique(tuple(_eos(folder, GENERATION) or _eos(folder, "config.json"))))
-    if template is None and chat_template(Tokenizer.load(folder)) is None:
+    tokenizer = Tokenizer.load(folder)
+    if template is None and chat_template(tokenizer) is None:
         template = Template("text", HOLE, "the text itself")
-    return load(folder, template)
+    return _renderer(tokenizer, folder, template)
 
 
 def save(renderer: Renderer, folder: Path) -> None:

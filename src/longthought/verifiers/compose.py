@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,8 +48,8 @@ class Weighted:
 
 
 @dataclass(frozen=True, init=False)
-class First:
-    """The first of its verifiers that grades; the last one's word where none does. Later ones see only what is left."""
+class _Several(ABC):
+    """Verifiers that are given one after the other."""
 
     verifiers: tuple[Verifier, ...]
 
@@ -58,6 +59,13 @@ class First:
 
     def __call__(self, problem: Problem, reply: Message, /) -> Verdict:
         return self.many([(problem, reply)])[0]
+
+    @abstractmethod
+    def many(self, pairs: Sequence[Pair], /) -> list[Verdict]: ...
+
+
+class First(_Several):
+    """The first of its verifiers that grades; the last one's word where none does. Later ones see only what is left."""
 
     def many(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         """The verdicts of all pairs."""
@@ -69,36 +77,16 @@ class First:
         return verdicts
 
 
-@dataclass(frozen=True, init=False)
-class All:
+class All(_Several):
     """1.0 when every verifier says 1.0, 0.0 when one says less; absent when that hangs on a missing value."""
-
-    verifiers: tuple[Verifier, ...]
-
-    def __init__(self, *verifiers: Verifier) -> None:
-        _refuse_empty(verifiers)
-        object.__setattr__(self, "verifiers", verifiers)
-
-    def __call__(self, problem: Problem, reply: Message, /) -> Verdict:
-        return self.many([(problem, reply)])[0]
 
     def many(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         """The verdicts of all pairs."""
         return [_decided(row, 0.0, _numbered(row)) for row in zip(*(many(one, pairs) for one in self.verifiers))]
 
 
-@dataclass(frozen=True, init=False)
-class Any:
+class Any(_Several):
     """1.0 when one verifier says 1.0, 0.0 when all say less; absent when that hangs on a missing value."""
-
-    verifiers: tuple[Verifier, ...]
-
-    def __init__(self, *verifiers: Verifier) -> None:
-        _refuse_empty(verifiers)
-        object.__setattr__(self, "verifiers", verifiers)
-
-    def __call__(self, problem: Problem, reply: Message, /) -> Verdict:
-        return self.many([(problem, reply)])[0]
 
     def many(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         """The verdicts of all pairs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import math
 import numbers
@@ -17,6 +16,7 @@ from typing import Any
 
 from longthought.core.errors import SettingsError
 from longthought.core.types import Message, Outcome, Problem, Verdict
+from longthought.core.user_code import import_file
 from longthought.verifiers.batch import Pair
 from longthought.verifiers.pool import MEMORY, Answer, Pool
 
@@ -70,7 +70,7 @@ class Function:
         path = Path(file)
         if path.suffix != ".py" or not path.is_file():
             raise SettingsError(f"{file!r} is no Python file; a verifier is given as mine.py:verify")
-        found = getattr(_import(path), name or "verify", None)
+        found = getattr(import_file(path, MODULE), name or "verify", None)
         if found is None:
             raise SettingsError(f"{file} has no function {name or 'verify'}")
         return cls(found, deadline, workers)
@@ -222,20 +222,3 @@ def _closed_over(function: Callable[..., Any]) -> list[str]:
     plain = (str, int, float, bool, bytes, type(None), tuple, frozenset)
     values = {**{str(number): value for number, value in enumerate(defaults)}, **around}
     return [f"{name}={value!r}" for name, value in sorted(values.items()) if isinstance(value, plain)]
-
-
-def _import(path: Path) -> Any:
-    name = MODULE + path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # leave nothing beside a user's file
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise SettingsError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.dont_write_bytecode = before
-    return module
