@@ -87,3 +87,17 @@ def test_the_pull_of_mirror_descent_needs_a_second_update() -> None:
     with pytest.raises(SettingsError, match=r"knobs\.tau changes nothing"):
         override(default, ["rl.method=kimi", "knobs.tau=0.5"])
     assert override(default, ["rl.method=kimi", "knobs.tau=0.5", "rl.updates=2"]).knobs.tau == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("reward.language=-1", "language=-1.0 must be at least 0"),
+        ("reward.overlong=-3", "overlong=-3 must be at least 0"),
+        ("rl.gap_limit=-1", "gap_limit=-1.0: must be positive"),
+        ("knobs.critic_lr=-1", "lr=-1.0 must be at least 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(wrong: str, words: str, settings: R1ZeroSettings) -> None:
+    with pytest.raises(SettingsError, match=words):
+        rehearse(find("r1_zero"), override(settings, ["rl.method=ppo", wrong]))

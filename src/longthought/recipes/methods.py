@@ -112,6 +112,11 @@ class Shaped:
     overlong: int = 0
     length: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("language", "repetition", "overlong", "length"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"reward.{name}={getattr(self, name)} must be at least 0; 0 leaves it out")
+
 
 def summands(reward: Shaped, max_tokens: int) -> tuple[Shaping, ...]:
     """The summands that are not left out."""

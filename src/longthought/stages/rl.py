@@ -78,13 +78,14 @@ class RL:
         for name in ("steps", "prompts", "samples", "updates", "max_tokens", "save_every", "workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"rl: {name}={getattr(self, name)} must be at least 1")
+        for name in ("temperature", "gap_limit"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"rl: {name}={getattr(self, name)}: must be positive")
         self._check_groups()
         if self.updates > self.prompts * self.samples:
             raise SettingsError(
                 f"rl: updates={self.updates} exceed the {self.prompts * self.samples} replies of a step"
             )
-        if self.temperature <= 0:
-            raise SettingsError(f"rl: temperature={self.temperature}: must be positive")
         if self.top_p != 1 or self.top_k:
             raise SettingsError(
                 f"rl: top_p={self.top_p}, top_k={self.top_k}: rollouts of RL must come from the policy itself, since "

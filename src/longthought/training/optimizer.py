@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -89,6 +90,9 @@ class AdamW:
     weight_decay: float = 0.0
     schedule: Schedule = Schedule()
 
+    def __post_init__(self) -> None:
+        _check_rates("AdamW", lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+
     def build(self, model: nn.Module) -> list[Optimizer]:
         trained = [p for p in model.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.dim() >= 2]
@@ -111,6 +115,9 @@ class MuonAdamW:
     weight_decay: float = 0.1
     schedule: Schedule = Schedule(warmup=20, decay=0.7)
 
+    def __post_init__(self) -> None:
+        _check_rates("MuonAdamW", lr=self.lr, adam_lr=self.adam_lr, weight_decay=self.weight_decay)
+
     def build(self, model: nn.Module) -> list[Optimizer]:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if p.dim() == 2 and ".layers." in name]
@@ -121,6 +128,12 @@ class MuonAdamW:
             Muon(matrices, self.lr, weight_decay=self.weight_decay),
             torch.optim.AdamW(groups, lr=self.adam_lr, betas=self.betas, fused=True),
         ]
+
+
+def _check_rates(owner: str, **rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise SettingsError(f"{owner}: {name}={rate} must be at least 0 and finite")
 
 
 OptimizerSettings: TypeAlias = AdamW | MuonAdamW
