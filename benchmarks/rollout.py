@@ -1,87 +1,104 @@
-"""Our rollout engine against ``transformers.generate``: the same weights, prompts, sample counts and lengths.
+"""Our rollouts against transformers.generate, called as TRL's GRPOTrainer calls it: same weights, prompts, lengths.
 
-Two settings: every reply runs to the full length, and replies end at random as a real policy's do (four of the
-tokens stop). Prints tokens per second of kept tokens, and the ratio, medians of
-alternating repetitions.
+Replies run to the full length, or end at stop tokens as a policy's do (after half of the limit on average). The peer
+runs in fp32 and in bf16; the faster one counts. Only tokens up to the stop count.
+
+"% of roof" is 2 x parameters FLOP per token against the best bf16 matrix product that torch reaches in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from peer import random_model, theirs
+from measure import Sample, arguments, interleaved, median, spread, table, write_json
+from ours import DTYPES, PRECISIONS, System, system
+from peer import SIZES, generate, kept, random_model, random_prompts, stop_tokens, theirs
+from roofline import bf16_roof
 
 from longthought.core.types import SamplingParams
-from longthought.engine.engine import Engine, EngineSettings
+
+SAMPLES = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--vocabulary", type=int, default=144)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--prompt-length", type=int, default=16)
-    parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = arguments(__doc__)
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 128, 512], help="replies, 8 to a prompt")
+    parser.add_argument("--lengths", nargs="+", choices=("full", "varying"), default=["full", "varying"])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt (default: 32)")
+    parser.add_argument("--new", type=int, default=128, help="limit of new tokens (default: 128)")
+    parser.add_argument("--precision", choices=PRECISIONS, default=next(iter(PRECISIONS)), help="of ours")
+    parser.add_argument("--seconds", type=float, default=30.0, help="no new round of a row after these (default: 30)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = random_model(options.width, options.vocabulary)
-    peer = theirs(model)
-    generator = torch.Generator().manual_seed(2)
-    shape = (options.prompts, options.prompt_length)
-    prompts = torch.randint(6, options.vocabulary, shape, generator=generator)
-    batch = prompts.repeat_interleave(options.samples, 0)
-
-    def ours(stop: tuple[int, ...], slots: int) -> int:
-        params = SamplingParams(options.samples, options.new, 1.0, 0, stop)
-        groups = Engine(model, EngineSettings(slots)).sample([tuple(p) for p in prompts.tolist()], params)
-        return sum(len(c.token_ids) for group in groups for c in group)
-
-    print(f"{model.config.parameters():,} parameters, {len(batch)} replies, {options.threads} thread(s), float32")
-    for label, stop in (("full length", ()), ("varying length", (5, 6, 7, 8))):
-        rates: dict[str, list[float]] = {"longthought": [], "transformers": []}
-        for _ in range(options.repetitions):
-            began = time.perf_counter()
-            tokens = ours(stop, 256)
-            rates["longthought"].append(tokens / (time.perf_counter() - began))
-            began = time.perf_counter()
-            tokens = kept(generate(peer, batch, stop, options), stop)
-            rates["transformers"].append(tokens / (time.perf_counter() - began))
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        spread = {name: f"{min(values):,.0f}–{max(values):,.0f}" for name, values in rates.items()}
-        ratio = medians["longthought"] / medians["transformers"]
-        print(f"{label:15} " + "  ".join(f"{n} {m:,.0f} tok/s ({spread[n]})" for n, m in medians.items()), end="")
-        print(f"  ratio {ratio:.2f}")
+    roof = bf16_roof(options.threads)
+    print(
+        f"bf16 roof {roof:.0f} GFLOP/s, {options.threads} thread(s), prompt {options.prompt}, {options.new} new tokens"
+    )
+    rows, measured = [], []
+    for name in options.models:
+        model = random_model(name)
+        peers = {f"generate {label}": theirs(model, dtype) for label, dtype in DTYPES.items()}
+        with system(model, options.precision, options.threads) as ours:
+            ours.sample(random_prompts(2, 8, model.config.vocab_size), SamplingParams(SAMPLES, 8))
+            for peer in peers.values():  # what a first call costs is not measured
+                generate(peer, torch.ones(8, 8, dtype=torch.int64), 8, ())
+            for batch in options.batches:
+                for lengths in options.lengths:
+                    stop = stop_tokens(model.config.vocab_size, options.new // 2 if lengths == "varying" else 0)
+                    sides = {f"ours {options.precision}": sampling(ours, model.config.vocab_size, batch, stop, options)}
+                    for label, peer in peers.items():
+                        sides[label] = generating(peer, model.config.vocab_size, batch, stop, options)
+                    samples = interleaved(sides, options.repetitions, options.seconds)
+                    flop = 2e-9 * model.config.parameters()
+                    rows += describe((name, batch, lengths), samples, flop / roof)
+                    measured.append({"model": name, "batch": batch, "lengths": lengths, "sides": samples})
+    print()
+    head = ("model", "batch", "lengths", "side", "tokens/s", "tokens/CPU s", "% of roof", "ours is (wall)", "(CPU)")
+    table(head, rows)
+    write_json(options.json, options, {"bf16_roof_gflops": roof, "rows": measured})
 
 
-def generate(
-    peer: torch.nn.Module, batch: torch.Tensor, stop: tuple[int, ...], options: argparse.Namespace
-) -> torch.Tensor:
-    """New token ids of ``generate``."""
-    with torch.inference_mode():
-        out = peer.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=options.new,
-            pad_token_id=0,
-            eos_token_id=list(stop) or None,
-        )
-    return out[:, options.prompt_length :]
+def asked(vocabulary: int, batch: int, prompt: int) -> tuple[list[tuple[int, ...]], int]:
+    """Prompts, and how many samples each."""
+    samples = min(batch, SAMPLES)
+    return random_prompts(batch // samples, prompt, vocabulary), samples
 
 
-def kept(new: torch.Tensor, stop: tuple[int, ...]) -> int:
-    """Tokens up to and including the first stop token of every row."""
-    hit = torch.isin(new, torch.tensor(stop, dtype=torch.int64))
-    before = hit.long().cumsum(1) - hit.long()
-    return int((before == 0).sum())
+def sampling(ours: System, vocabulary: int, batch: int, stop: tuple[int, ...], options: Any) -> Callable[[], int]:
+    prompts, samples = asked(vocabulary, batch, options.prompt)
+    params = SamplingParams(samples, options.new, stop_tokens=stop)
+    return lambda: sum(len(c.token_ids) for group in ours.sample(prompts, params) for c in group)
+
+
+def generating(peer: Any, vocabulary: int, batch: int, stop: tuple[int, ...], options: Any) -> Callable[[], int]:
+    prompts, samples = asked(vocabulary, batch, options.prompt)
+    rows = torch.tensor(prompts).repeat_interleave(samples, 0)
+
+    def run() -> int:
+        torch.set_num_threads(options.threads)
+        return kept(generate(peer, rows, options.new, stop), stop)
+
+    return run
+
+
+def describe(
+    about: tuple[object, ...], samples: dict[str, list[Sample]], share_per_rate: float
+) -> list[tuple[object, ...]]:
+    """A line for ours and one for every peer; ratios against the faster peer stand in the line of that peer."""
+    wall = {name: [s.result / s.wall for s in each] for name, each in samples.items()}
+    cpu = {name: [s.result / s.cpu for s in each] for name, each in samples.items()}
+    ours, *peers = samples
+    lines = []
+    for name in samples:
+        fastest = name in peers and median(cpu[name]) == max(median(cpu[peer]) for peer in peers)
+        ratios = [f"{median(rate[ours]) / median(rate[name]):.2f} x" if fastest else "" for rate in (wall, cpu)]
+        percent = f"{100 * share_per_rate * median(wall[name]):.1f}"
+        lines.append((*about, name, spread(wall[name]), spread(cpu[name]), percent, *ratios))
+        print(*lines[-1], file=sys.stderr, flush=True)
+    return lines
 
 
 if __name__ == "__main__":

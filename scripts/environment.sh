@@ -39,4 +39,6 @@ prepare() {
         "$bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$extras" -c "$root/constraints.txt"
         printf '%s\n' "$wanted" >"$stamp"
     fi
+    # Changed C++, or a compiler that was not there before; nothing is compiled twice.
+    "$bin/python" "$root/hatch_build.py"
 }

@@ -16,6 +16,7 @@ from executable_annotations import install, unchecked
 install()  # before anything of the package is imported
 
 from longthought.models.config import ModelConfig  # noqa: E402
+from longthought.models.kernels import library  # noqa: E402
 from longthought.models.transformer import Transformer, initialize  # noqa: E402
 
 WITHOUT_CHECKS = frozenset({"test_advantage.test_refusals", "test_advantage.test_batch_normalized_degenerate"})
@@ -54,3 +55,13 @@ def tiny_model(seed: int = 0, **changes: object) -> Transformer:
 @pytest.fixture
 def model() -> Transformer:
     return tiny_model()
+
+
+@pytest.fixture(params=["torch", "native"])
+def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two computes: the test runs with PyTorch alone, and with the native core."""
+    if request.param == "torch":
+        monkeypatch.setenv(library.VARIABLE, library.OFF)
+    elif library.available() is None:
+        pytest.skip(library.why_not())
+    return str(request.param)

@@ -15,6 +15,7 @@ from longthought.recipes.methods import Knobs, MethodName, method
 from longthought.stages.method import Method
 
 SLOW = frozenset({"the loop is live", "checkpoint"})  # looked at once below
+MACHINE = frozenset({"native core"})  # depends on its compiler: see tests/models/test_native_build.py
 
 
 def unwell(found: dict[str, Finding]) -> dict[str, Finding]:
@@ -24,7 +25,7 @@ def unwell(found: dict[str, Finding]) -> dict[str, Finding]:
 @pytest.mark.parametrize("name", get_args(MethodName))
 def test_every_method_is_healthy(name: MethodName, tmp_path: Path) -> None:
     sick = patient(tmp_path, method(name, Knobs(), 4))
-    found = findings(sick, *(checks(sick).keys() - SLOW))
+    found = findings(sick, *(checks(sick).keys() - SLOW - MACHINE))
     assert unwell(found) == {}
     assert {name for name, finding in found.items() if finding.status == "skipped"} == {"settings are live"}
     assert {name for name, finding in found.items() if finding.status == "warn"} <= {"signal", "splits"}

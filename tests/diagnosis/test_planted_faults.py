@@ -119,8 +119,9 @@ def test_a_learner_at_another_temperature(tmp_path: Path, monkeypatch: Patch) ->
 
 
 def test_an_engine_at_another_temperature(tmp_path: Path, monkeypatch: Patch) -> None:
-    real = Engine.sample
-    monkeypatch.setattr(Engine, "sample", lambda self, p, params: real(self, p, replace(params, temperature=1.0)))
+    real = Engine.stream
+    warm = lambda self, p, params, *told: real(self, p, replace(params, temperature=1.0), *told)  # noqa: E731
+    monkeypatch.setattr(Engine, "stream", warm)
     assert "the sampler works at T=1" in ill(findings(patient(tmp_path, temperature=0.6), "temperature"), "temperature")
 
 
@@ -131,9 +132,10 @@ def test_a_loop_that_samples_at_another_temperature(tmp_path: Path, monkeypatch:
 
 
 def test_both_at_the_same_wrong_temperature(tmp_path: Path, monkeypatch: Patch) -> None:
-    real, sample = learner.evaluate_policy, Engine.sample
+    real, sample = learner.evaluate_policy, Engine.stream
     monkeypatch.setattr(learner, "evaluate_policy", lambda m, r, n, t, c: real(m, r, n, 2 * t, c))
-    monkeypatch.setattr(Engine, "sample", lambda self, p, params: sample(self, p, replace(params, temperature=2.0)))
+    hot = lambda self, p, params, *told: sample(self, p, replace(params, temperature=2.0), *told)  # noqa: E731
+    monkeypatch.setattr(Engine, "stream", hot)
     found = findings(patient(tmp_path), "temperature", "sampler and learner")
     assert "T=2" in ill(found, "temperature")
     assert found["sampler and learner"].status == "ok"

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny_model
+from conftest import tiny_model as tiny_model_of
 from longthought.core.errors import DataError, LongthoughtError, SettingsError
+from longthought.core.protocols import StreamingSampler
 from longthought.core.types import Completion, Finish, SamplingParams, rows_of
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sampling import distribution, draw, sample_key, uniforms
@@ -20,6 +22,16 @@ from longthought.engine.sharding import ShardedEngine
 from longthought.models.attention import PackedAttention
 from longthought.models.transformer import Transformer
 from longthought.training.learner import evaluate_policy
+
+FLOAT32 = EngineSettings(precision="float32")
+tiny_model = partial(tiny_model_of, head_dim=16)  # the native core wants heads of a multiple of 16
+pytestmark = pytest.mark.usefixtures("computed_by")
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return tiny_model()
+
 
 PROMPTS = [(1, 2, 3), (4,), (5, 6, 7, 8, 9, 10), (1, 2, 3), (11, 12)]
 
@@ -54,7 +66,7 @@ def plain_sample(model: Transformer, prompt: tuple[int, ...], params: SamplingPa
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_equals_plain_sampling_whatever_the_slots(model: Transformer, slots: int, temperature: float) -> None:
     params = SamplingParams(count=4, max_tokens=20, temperature=temperature, seed=3, stop_tokens=(2, 5))
-    groups = Engine(model, EngineSettings(slots)).sample(PROMPTS, params)
+    groups = Engine(model, EngineSettings(slots, "float32")).sample(PROMPTS, params)
     numbering = {0: 0, 1: 0, 2: 0, 3: 4, 4: 0}  # the second (1, 2, 3) continues the numbering of the first
     for index, (prompt, group) in enumerate(zip(PROMPTS, groups)):
         for sample, completion in enumerate(group):
@@ -91,7 +103,7 @@ def test_equals_plain_sampling_with_every_option(slots, kept, least, temperature
     params = SamplingParams(
         2, 10, temperature, 11, (2, 5), ("gh", "ghi", "q"), least, *kept, penalty, ((3, 1.0), (7, -2.0)), (8,), own
     )
-    groups = Engine(model, EngineSettings(slots), letters).sample(order, params)
+    groups = Engine(model, EngineSettings(slots, "float32"), letters).sample(order, params)
     for prompt, group in zip(order, groups):
         for sample, completion in enumerate(group):
             expected = plain_sample(model, prompt, params, sample)
@@ -111,24 +123,73 @@ class Aside:
         return [self.handlers[name](*call) for call in calls]
 
 
-def test_members_of_a_team_change_nothing(model: Transformer) -> None:
+def test_members_of_a_team_change_nothing(model: Transformer, computed_by: str) -> None:
     params = SamplingParams(
         3, 14, 0.9, 2, stop=("gh", "c"), top_p=0.9, repetition_penalty=1.2, processors=(shy,), top_logprobs=2
     )
-    alone = Engine(model, decode=letters).sample(PROMPTS, params)
+    alone = Engine(model, FLOAT32, decode=letters).sample(PROMPTS, params)
     for size in (2, 3, 9):
-        sharded = ShardedEngine(Engine(model, decode=letters))
+        sharded = ShardedEngine(Engine(model, FLOAT32, decode=letters))
         sharded.join(Aside(size, sharded.handlers))
         for group, expected in zip(sharded.sample(PROMPTS, params), alone):
             assert [c.token_ids for c in group] == [c.token_ids for c in expected]
             assert [c.finish for c in group] == [c.finish for c in expected]
+    untold = SamplingParams(processors=(lambda tokens, logits: logits,))
+    if computed_by == "native":  # its threads are in this process
+        assert sharded.sample(PROMPTS, untold) == Engine(model, FLOAT32).sample(PROMPTS, untold)
+        return
     with pytest.raises(SettingsError, match="processors cannot be sent"):
-        sharded.sample(PROMPTS, SamplingParams(processors=(lambda tokens, logits: logits,)))
+        sharded.sample(PROMPTS, untold)
+
+
+@pytest.mark.parametrize("slots", [1, 4, 64])
+@pytest.mark.parametrize("size", [0, 1, 2, 9])
+def test_groups_are_handed_over_when_they_are_complete(model: Transformer, slots: int, size: int) -> None:
+    """Each once and whole; with few slots the first before the last one has begun. ``size`` 0: no team."""
+    params = SamplingParams(3, 14, 0.9, 2, stop_tokens=(2, 5))
+    engine = Engine(model, EngineSettings(slots, "float32"))
+    expected = engine.sample(PROMPTS, params)
+    sampler: StreamingSampler = engine
+    if size:
+        sharded = ShardedEngine(engine)
+        sharded.join(Aside(size, sharded.handlers))
+        assert isinstance(sharded, StreamingSampler)
+        sampler = sharded
+    told: list[tuple[int, list[Completion]]] = []
+    found = sampler.stream(PROMPTS, params, lambda *one: told.append(one))
+    assert sorted(index for index, _ in told) == list(range(len(PROMPTS)))
+    assert dict(told) == dict(enumerate(found))
+    assert [[c.token_ids for c in group] for group in found] == [[c.token_ids for c in group] for group in expected]
+    if slots == 1 and not size:
+        assert [index for index, _ in told] == list(range(len(PROMPTS)))
+    assert sampler.stream([], params, lambda *one: told.append(one)) == []
+    assert len(told) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_who_is_told_may_end_the_sampling(model: Transformer, size: int) -> None:
+    engine = Engine(model, EngineSettings(1, "float32"))
+    sharded = ShardedEngine(engine)
+    sharded.join(Aside(size, sharded.handlers))
+    told: list[int] = []
+
+    def stop(index: int, completions: list[Completion]) -> None:
+        told.append(index)
+        raise DataError("enough")
+
+    params = SamplingParams(2, 4)
+    with pytest.raises(DataError, match="enough"):
+        (sharded if size else engine).stream(PROMPTS, params, stop)
+    assert len(told) == 1
+    again = (sharded if size else engine).sample(PROMPTS, params)  # nobody is told now
+    assert len(told) == 1
+    expected = engine.sample(PROMPTS, params)
+    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in expected]
 
 
 def test_alternatives_are_the_most_likely_tokens(model: Transformer) -> None:
     params = SamplingParams(4, 6, 0.7, top_k=3, top_logprobs=5)
-    for completion in Engine(model).sample([(1, 2, 3)], params)[0]:
+    for completion in Engine(model, FLOAT32).sample([(1, 2, 3)], params)[0]:
         said = (1, 2, 3)
         for token, logprob, best in zip(
             completion.token_ids, completion.logprobs, completion.alternatives, strict=True
@@ -139,7 +200,7 @@ def test_alternatives_are_the_most_likely_tokens(model: Transformer) -> None:
             assert [value for _, value in best] == pytest.approx(expected.values[:3].tolist(), abs=2e-5)
             assert dict(best)[token] == logprob
             said += (token,)
-    assert Engine(model).sample([(1,)], SamplingParams(max_tokens=2))[0][0].alternatives == ()
+    assert Engine(model, FLOAT32).sample([(1,)], SamplingParams(max_tokens=2))[0][0].alternatives == ()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -149,15 +210,15 @@ def test_every_tensor_is_made_where_the_model_is(model: Transformer, temperature
         4, 10, temperature, 0, (2,), ("gh",), 2, 5, 0.9, 0.01, 1.2, ((3, 1.0),), (8,), (shy,), top_logprobs=2
     )
     for some in (params, SamplingParams(4, 10, temperature, stop_tokens=(2,))):
-        expected = Engine(model, EngineSettings(7), letters).sample(PROMPTS, some)
+        expected = Engine(model, EngineSettings(7, "float32"), letters).sample(PROMPTS, some)
         with torch.device("meta"):
-            assert Engine(model, EngineSettings(7), letters).sample(PROMPTS, some) == expected
+            assert Engine(model, EngineSettings(7, "float32"), letters).sample(PROMPTS, some) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_logprobs_of_other_types_are_normalized_in_float32_or_wider(dtype: torch.dtype) -> None:
     params = SamplingParams(3, 8, top_logprobs=23)
-    for group in Engine(tiny_model().to(dtype)).sample(PROMPTS, params):
+    for group in Engine(tiny_model().to(dtype), FLOAT32).sample(PROMPTS, params):
         for completion in group:
             for best in completion.alternatives:
                 assert sum(math.exp(logprob) for _, logprob in best) == pytest.approx(1, abs=1e-5)
@@ -166,35 +227,35 @@ def test_logprobs_of_other_types_are_normalized_in_float32_or_wider(dtype: torch
 def test_where_no_token_is_left_the_sampler_says_so(model: Transformer) -> None:
     nothing = SamplingParams(max_tokens=4, processors=(lambda tokens, logits: logits - math.inf,))
     with pytest.raises(LongthoughtError, match=r"after 0 tokens of a reply to prompt 0.*processor"):
-        Engine(model).sample(PROMPTS, nothing)
+        Engine(model, FLOAT32).sample(PROMPTS, nothing)
     with torch.no_grad():
         model.lm_head.weight[3, 3] = math.nan
     for temperature in (0.0, 1.0):
         with pytest.raises(LongthoughtError, match="diverged"):
-            Engine(model).sample(PROMPTS, SamplingParams(max_tokens=4, temperature=temperature))
+            Engine(model, FLOAT32).sample(PROMPTS, SamplingParams(max_tokens=4, temperature=temperature))
 
 
 @pytest.mark.parametrize("made", [3.0, torch.zeros(4), torch.zeros(1, 23)], ids=str)
 def test_a_processor_that_returns_no_logits_is_refused(model: Transformer, made: object) -> None:
     with pytest.raises(SettingsError, match=r"processors: .* returned"):
-        Engine(model).sample([(1,)], SamplingParams(processors=(lambda tokens, logits: made,)))
+        Engine(model, FLOAT32).sample([(1,)], SamplingParams(processors=(lambda tokens, logits: made,)))
 
 
 def test_some_stop_and_some_are_cut(model: Transformer) -> None:
     params = SamplingParams(count=16, max_tokens=12, seed=1, stop_tokens=(2,))
-    finishes = {c.finish for group in Engine(model).sample(PROMPTS, params) for c in group}
+    finishes = {c.finish for group in Engine(model, FLOAT32).sample(PROMPTS, params) for c in group}
     assert finishes == {Finish.STOP, Finish.LENGTH}
 
 
 def test_the_context_window_is_a_budget(model: Transformer) -> None:
-    [[completion]] = Engine(model).sample([tuple(range(1, 11)) * 6], SamplingParams(max_tokens=100))
+    [[completion]] = Engine(model, FLOAT32).sample([tuple(range(1, 11)) * 6], SamplingParams(max_tokens=100))
     assert len(completion.token_ids) == 4
     assert completion.finish == Finish.BUDGET
 
 
 def test_recomputed_logprobs_are_the_samplers(model: Transformer) -> None:
     params = SamplingParams(count=8, max_tokens=24, temperature=0.8, seed=5, stop_tokens=(2,))
-    groups = Engine(model, EngineSettings(6)).sample(PROMPTS, params)
+    groups = Engine(model, EngineSettings(6, "float32")).sample(PROMPTS, params)
     pairs = [(prompt, c) for prompt, group in zip(PROMPTS, groups) for c in group]
     rows = rows_of([prompt + c.token_ids for prompt, c in pairs])
     needed = (torch.arange(rows.tokens.shape[1]) < rows.lengths[:, None]) & (torch.arange(rows.tokens.shape[1]) > 0)
@@ -207,7 +268,7 @@ def test_recomputed_logprobs_are_the_samplers(model: Transformer) -> None:
 
 def test_frequencies_follow_the_distribution(model: Transformer) -> None:
     count = 4000
-    [group] = Engine(model).sample([(1, 2, 3)], SamplingParams(count=count, max_tokens=1, temperature=1.3))
+    [group] = Engine(model, FLOAT32).sample([(1, 2, 3)], SamplingParams(count=count, max_tokens=1, temperature=1.3))
     expected = torch.softmax(plain_next(model, (1, 2, 3)) / 1.3, -1)
     seen = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=23) / count
     chi_square = float((count * (seen - expected).square() / expected).sum())
@@ -215,7 +276,7 @@ def test_frequencies_follow_the_distribution(model: Transformer) -> None:
 
 
 def test_version_is_stamped(model: Transformer) -> None:
-    engine = Engine(model)
+    engine = Engine(model, FLOAT32)
     engine.version = 7
     assert engine.sample([(1,)], SamplingParams(max_tokens=1))[0][0].version == 7
 
@@ -236,17 +297,17 @@ def test_version_is_stamped(model: Transformer) -> None:
     ],
 )
 def test_refusals(model: Transformer, prompts: list, params: SamplingParams, error: type[Exception]) -> None:
-    sharded = ShardedEngine(Engine(model))
+    sharded = ShardedEngine(Engine(model, FLOAT32))
     sharded.join(Aside(2, sharded.handlers))
-    for sampler in (Engine(model), sharded):
+    for sampler in (Engine(model, FLOAT32), sharded):
         with pytest.raises(error):
             sampler.sample(prompts, params)
 
 
 def test_any_sequence_of_integers_is_a_prompt(model: Transformer) -> None:
-    expected = Engine(model).sample([(1, 2, 3)], SamplingParams(max_tokens=5))
+    expected = Engine(model, FLOAT32).sample([(1, 2, 3)], SamplingParams(max_tokens=5))
     for prompt in ([1, 2, 3], np.array([1, 2, 3]), torch.tensor([1, 2, 3])):
-        assert Engine(model).sample([prompt], SamplingParams(max_tokens=5)) == expected
+        assert Engine(model, FLOAT32).sample([prompt], SamplingParams(max_tokens=5)) == expected
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -293,5 +354,5 @@ def test_draws_follow_the_distribution_exactly(values: list[float], kept: tuple[
 def test_every_architecture_decodes_as_it_computes(kind: dict[str, object]) -> None:
     model = tiny_model(**kind)
     params = SamplingParams(count=2, max_tokens=8, temperature=0)
-    for prompt, group in zip(PROMPTS, Engine(model).sample(PROMPTS, params)):
+    for prompt, group in zip(PROMPTS, Engine(model, FLOAT32).sample(PROMPTS, params)):
         assert group[0].token_ids == plain_sample(model, prompt, params, 0).token_ids

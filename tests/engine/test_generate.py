@@ -18,6 +18,8 @@ from longthought.models.weights import load
 
 transformers = pytest.importorskip("transformers")
 
+FLOAT32 = EngineSettings(precision="float32")
+pytestmark = pytest.mark.usefixtures("computed_by")
 VOCABULARY = 37
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -69,7 +71,7 @@ def test_greedy_is_generate_token_by_token(
 ) -> None:
     ours, theirs = pair
     params = SamplingParams(1, 30, 0.0, 0, stops, repetition_penalty=penalty)
-    groups = Engine(ours, EngineSettings(4)).sample(prompts(), params)
+    groups = Engine(ours, EngineSettings(4, "float32")).sample(prompts(), params)
     assert len({completion.token_ids for [completion] in groups}) > 5
     for prompt, [completion] in zip(prompts(), groups):
         done = generate(theirs, prompt, do_sample=False, repetition_penalty=penalty, eos_token_id=list(stops) or None)
@@ -89,7 +91,7 @@ def test_greedy_with_bans_biases_and_a_least_length(pair: tuple[Transformer, Any
         "repetition_penalty": 1.2,
         "eos_token_id": list(stops),
     }
-    for prompt, [completion] in zip(prompts(), Engine(ours).sample(prompts(), params)):
+    for prompt, [completion] in zip(prompts(), Engine(ours, FLOAT32).sample(prompts(), params)):
         done = generate(theirs, prompt, do_sample=False, **options)
         assert completion.token_ids == tuple(done.sequences[0, len(prompt) :].tolist())
 

@@ -13,11 +13,12 @@ from torch import nn
 
 from longthought.core.errors import SettingsError
 from longthought.core.types import Completion, Finish, SamplingParams
-from longthought.engine.engine import Engine
+from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.stopping import Decode, StopStrings, text_before_stop
 from longthought.models.config import ModelConfig
 from longthought.rollout.scripted import ScriptedSampler
 
+FLOAT32 = EngineSettings(precision="float32")
 TEXTS = ["a", "b", "ab", "bab", " ", " a", "<a>", "é", "得", "得a", "😀", "😀b"]
 PIECES = sorted(
     {*(bytes([byte]) for text in TEXTS for byte in text.encode()), b"ab", b" b", "é".encode(), b"\xf0\x9f", b"\x80a"}
@@ -148,7 +149,7 @@ class Parrot(nn.Module):
 )
 def test_engine_and_script_end_alike(said, stop, options, kept, shown, finish) -> None:
     params = SamplingParams(temperature=0, stop=stop, **options)
-    [[completion]] = Engine(Parrot(said), decode=spelled).sample([(1,)], params)
+    [[completion]] = Engine(Parrot(said), FLOAT32, decode=spelled).sample([(1,)], params)
     assert completion.finish is finish
     if kept is not None:
         assert (spelled(completion.token_ids), text_before_stop(completion, spelled, stop)) == (kept, shown)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import decimal
 import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.protocols import Sampler, Shaping
@@ -26,8 +35,10 @@ from longthought.rollout.scripted import ScriptedSampler
 from longthought.rollout.shaping import LanguageConsistency, Length, Overlong, Repetition, TokenRepetition
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import vocabulary
+from longthought.tasks.grading import Grading
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
+from longthought.verifiers.function import Function
 
 TASK = Countdown()
 RENDERER = PlainRenderer(Tokenizer.of_words(vocabulary(TASK), (BEGIN, USER, ASSISTANT, END)))
@@ -141,6 +152,313 @@ def test_a_group_is_graded_together() -> None:
 
 def test_nothing_to_play() -> None:
     assert collect(TASK, [], script(), RENDERER, SamplingParams()) == []
+
+
+# --- grading beside sampling
+
+
+@dataclass
+class Streaming:
+    """A script whose groups are complete in the order of ``order``; at some of them it does ``then`` what it likes."""
+
+    script: ScriptedSampler
+    order: Sequence[int]
+    then: Callable[[int], object] = lambda place: None
+
+    def sample(self, prompts: Sequence[TokenIds], params: SamplingParams) -> list[list[Completion]]:
+        raise AssertionError("not asked when groups can be had as they end")
+
+    def stream(
+        self,
+        prompts: Sequence[TokenIds],
+        params: SamplingParams,
+        finished: Callable[[int, list[Completion]], object],
+    ) -> list[list[Completion]]:
+        groups = self.script.sample(prompts, params)
+        for place, index in enumerate(self.order):
+            finished(index, groups[index])
+            self.then(place)
+        return groups
+
+
+@dataclass(frozen=True)
+class Watched(Countdown):
+    """Notes what it is asked, call by call, and by which thread."""
+
+    calls: list[list[str]] = field(default_factory=list, compare=False)
+    threads: set[int] = field(default_factory=set, compare=False)
+
+    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+        return self._noted([(problem, replies)])[0]
+
+    def _noted(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Score]]:
+        self.threads.add(threading.get_ident())
+        scores = [Countdown.grade(self, problem, replies) for problem, replies in groups]
+        self.calls.append([problem.id for problem, _ in groups])
+        return scores
+
+
+@dataclass(frozen=True)
+class Together(Watched):
+    """Grades many problems in one call."""
+
+    def grade_together(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Score]]:
+        return self._noted(groups)
+
+
+def graders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "grading"]
+
+
+def until(reached: Callable[[], bool]) -> None:
+    while not reached():
+        time.sleep(0.0005)
+
+
+PARAMS = SamplingParams(count=3, max_tokens=60)
+SIX = [TASK.problem("dev", index % 3) for index in range(6)]  # each of them twice
+
+
+@given(order=st.permutations(range(6)), waits=st.lists(st.booleans(), min_size=6, max_size=6), kind=st.booleans())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_whatever_ends_first_the_groups_are_the_same(order: list[int], waits: list[bool], kind: bool) -> None:
+    """Between two groups the sampler waits for grading, or does not: batches of every size, one result."""
+    task = Together() if kind else Watched()
+    told: list[str] = []
+
+    def graded() -> int:
+        return sum(map(len, task.calls))
+
+    def then(place: int) -> None:
+        if waits[place]:
+            until(lambda: graded() > place)
+            told.append("waited")
+
+    found = collect(task, SIX, Streaming(script(), order, then), RENDERER, PARAMS, lambda: told.append("sampled"))
+    assert found == collect(TASK, SIX, script(), RENDERER, PARAMS)
+    assert told == ["waited"] * sum(waits) + ["sampled"]
+    assert sorted(name for call in task.calls for name in call) == sorted(problem.id for problem in SIX)
+    assert len(task.threads) == 1
+    assert threading.get_ident() not in task.threads
+    assert graders() == []
+
+
+def test_what_came_while_grading_was_busy_is_graded_in_one_call() -> None:
+    begun, handed, rest = threading.Event(), threading.Event(), threading.Event()
+
+    @dataclass(frozen=True)
+    class Slow(Together):
+        def grade_together(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Score]]:
+            begun.set()
+            handed.wait()
+            found = super().grade_together(groups)
+            if len(self.calls) == 2:
+                rest.set()
+            return found
+
+    def then(place: int) -> None:
+        if place == 0:
+            begun.wait()
+        if place == 4:
+            handed.set()
+            rest.wait()
+
+    task = Slow()
+    problems = [TASK.problem("dev", index) for index in range(6)]
+    prompts = [RENDERER.prompt(problem.messages) for problem in problems]
+    replies = ScriptedSampler({prompt: [reply("1 + 1")] for prompt in prompts})
+    collect(task, problems, Streaming(replies, [3, 5, 1, 0, 2, 4], then), RENDERER, PARAMS)
+    assert task.calls == [[problems[i].id for i in part] for part in ([3], [5, 1, 0, 2], [4])]
+
+
+def test_nothing_to_play_beside() -> None:
+    assert collect(TASK, [], Streaming(script(), []), RENDERER, PARAMS) == []
+
+
+@dataclass(frozen=True)
+class Failing(Countdown):
+    """Cannot grade the second problem."""
+
+    error: BaseException = field(default=DataError("lost"), compare=False)
+
+    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+        if problem == PROBLEMS[1]:
+            raise self.error
+        return super().grade(problem, replies)
+
+
+@pytest.mark.parametrize("error", [DataError("lost"), ValueError("odd"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 2, 1]], ids=["at once", "at the end"])
+def test_what_grading_raises_ends_the_sampling_and_is_raised(error: BaseException, order: list[int]) -> None:
+    """As it is: a fault of grading is none of a prompt."""
+    reached: list[int] = []
+
+    def then(place: int) -> None:
+        reached.append(place)
+        if order[place] == 1:
+            until(lambda: graders() == [])
+
+    with pytest.raises(type(error)) as raised:
+        collect(Failing(error=error), PROBLEMS, Streaming(script(), order, then), RENDERER, PARAMS)
+    assert raised.value is error
+    assert reached == ([0] if order[0] == 1 else [0, 1, 2])
+    assert graders() == []
+
+
+def test_what_grading_raises_after_the_last_completion_is_raised_too() -> None:
+    sampled = threading.Event()
+
+    class Late(Failing):
+        def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+            sampled.wait()
+            return super().grade(problem, replies)
+
+    with pytest.raises(DataError, match=r"^lost$"):
+        collect(Late(), PROBLEMS, Streaming(script(), [0, 1, 2]), RENDERER, PARAMS, sampled.set)
+    assert graders() == []
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_sampling_raises_names_the_longest_problem(streams: bool) -> None:
+    sampler = ScriptedSampler({})
+    longest = max(PROBLEMS, key=lambda problem: len(problem.messages[0].content))
+    with pytest.raises(DataError, match=f"no reply to the prompt .* {longest.id}$"):
+        collect(TASK, PROBLEMS, Streaming(sampler, []) if streams else sampler, RENDERER, PARAMS)
+    assert graders() == []
+
+
+@dataclass(frozen=True)
+class Endless(Countdown):
+    """Grades until it is stopped."""
+
+    begun: threading.Event = field(default_factory=threading.Event, compare=False)
+    sampled: threading.Event = field(default_factory=threading.Event, compare=False)
+    ended: list[str] = field(default_factory=list, compare=False)
+
+    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+        self.begun.set()
+        try:
+            if self.sampled.wait(0.2):  # as a terminal does: to the main thread
+                os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                time.sleep(0.001)
+        finally:
+            self.ended.append("orderly")
+
+
+@pytest.mark.parametrize("when", ["sampling", "waiting"])
+def test_control_c_does_not_wait_for_grading(when: str) -> None:
+    task = Endless()
+
+    def then(place: int) -> None:
+        task.begun.wait()
+        if when == "sampling":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(task, PROBLEMS, Streaming(script(), [0], then), RENDERER, PARAMS, task.sampled.set)
+    assert task.ended == ["orderly"]
+    assert graders() == []
+
+
+def test_control_c_while_the_thread_starts_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(TASK, PROBLEMS, Streaming(script(), [0, 1, 2]), RENDERER, PARAMS)
+    until(lambda: graders() == [])
+
+
+def test_an_error_in_sampling_lets_grading_finish_what_it_is_at() -> None:
+    """It may be in the middle of an exchange with a worker, which later steps go on using."""
+    done: list[str] = []
+    begun = threading.Event()
+
+    @dataclass(frozen=True)
+    class Slow(Countdown):
+        def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+            begun.set()
+            time.sleep(0.02)
+            done.append(problem.id)
+            return super().grade(problem, replies)
+
+    def then(place: int) -> None:
+        begun.wait()
+        if place:
+            raise SettingsError("no")
+
+    with pytest.raises(SettingsError, match="no"):
+        collect(Slow(), PROBLEMS, Streaming(script(), [0, 1, 2], then), RENDERER, PARAMS)
+    assert done[0] == PROBLEMS[0].id
+    assert graders() == []
+
+
+def test_grading_is_in_the_context_of_its_caller() -> None:
+    @dataclass(frozen=True)
+    class Precise(Countdown):
+        def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+            seen.append(decimal.getcontext().prec)
+            return super().grade(problem, replies)
+
+    seen: list[int] = []
+    with decimal.localcontext(prec=7):
+        collect(
+            Precise(), PROBLEMS[:1], Streaming(script(), [0], lambda _: until(lambda: seen != [])), RENDERER, PARAMS
+        )
+    assert seen == [7]
+
+
+def test_workers_of_a_verifier_outlive_the_thread_that_started_them_and_are_killed_when_they_hang() -> None:
+    def verify(content: str) -> tuple[bool, str]:
+        while "hang" in content:
+            pass
+        return True, str(os.getpid())
+
+    words = ("hang", "on")
+    renderer = PlainRenderer(Tokenizer.of_words(words, (BEGIN, USER, ASSISTANT, END)))
+    problems = [Problem(word, (Message("user", word),), word) for word in words]
+    prompts = [renderer.prompt(problem.messages) for problem in problems]
+    verifier = Function(verify, deadline=0.3, workers=1)
+    grading = Grading(verifier, form="free", format_weight=0.0)
+
+    class Words:
+        name = "words"
+
+        def problem(self, split: str, index: int) -> Problem:
+            return problems[index]
+
+        def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+            graded.append(threading.current_thread().name)
+            return grading(problem, replies)
+
+    graded: list[str] = []
+
+    def ask(*numbers: int) -> list[Verdict]:
+        before = len(graded)
+        said = ScriptedSampler({prompts[n]: [(*renderer.tokenizer.encode(words[n]), STOP)] for n in numbers})
+        sampler = Streaming(said, range(len(numbers)), lambda place: until(lambda: len(graded) > before + place))
+        groups = collect(Words(), [problems[n] for n in numbers], sampler, renderer, SamplingParams())
+        return [rollout.score.verdict for group in groups for rollout in group]
+
+    try:
+        ((first,), (second,)) = ask(1), ask(1)
+        hung, after = ask(0, 1)
+    finally:
+        verifier.close()
+    assert set(graded) == {"grading"}
+    assert first.outcome is Outcome.GRADED
+    assert first.evidence == second.evidence  # one worker served both
+    assert hung.outcome is Outcome.TIMED_OUT
+    assert after.outcome is Outcome.GRADED
+    assert after.evidence != first.evidence
+
+
+# --- shaping
 
 
 def group_of(*texts: str, correct: tuple[bool, ...] = (), language: str = "en") -> Group:

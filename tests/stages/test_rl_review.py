@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,12 +23,12 @@ from longthought.algorithms.correction import Truncated
 from longthought.algorithms.credit import GAE, Discounted, PerReply, ReMax
 from longthought.algorithms.objective import CISPO, GRPO, Imitation, Sum, ValueLoss
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
-from longthought.core.errors import Alarm, NotFinite, SettingsError
-from longthought.core.types import CUT, Batch, Finish, Loss, Outcome, PolicyOutput, Problem, Score, Verdict
+from longthought.core.errors import Alarm, DataError, NotFinite, SettingsError
+from longthought.core.types import CUT, Batch, Completion, Finish, Loss, Outcome, PolicyOutput, Problem, Score, Verdict
 from longthought.models import lora
 from longthought.models.attention import PackedAttention
 from longthought.models.lora import LoRA
-from longthought.rollout.collect import play
+from longthought.rollout.collect import collect, grade_all, play
 from longthought.runs.place import Place
 from longthought.stages.earning import rewards_of
 from longthought.stages.method import Critic, KLReward, Method, Refill
@@ -303,13 +304,12 @@ def test_a_corrected_step_and_its_trace(tmp_path: Path, monkeypatch: pytest.Monk
     """A sampler that is off by a known amount: weights, gap and the advantages in the trace are those of the update."""
 
     def off(*given: Any) -> Any:
-        shift = [0.3, -0.2, 0.0, 0.1]
-        return [
-            (prompt, [replace(c, logprobs=tuple(map(sum, zip(c.logprobs, shift)))) for c in completions])
-            for prompt, completions in play(*given)
-        ]
+        return [tuple(replace(r, completion=shifted(r.completion)) for r in group) for group in collect(*given)]
 
-    monkeypatch.setattr("longthought.stages.rl.play", off)
+    def shifted(said: Completion) -> Completion:
+        return replace(said, logprobs=tuple(map(sum, zip(said.logprobs, [0.3, -0.2, 0.0, 0.1]))))
+
+    monkeypatch.setattr("longthought.stages.rl.collect", off)
     method = Method(LEAVE, sequence_sum, GRPO(), correction=Truncated(1.15))
     [line] = run(rl(method, gap_limit=1.0, updates=2), tmp_path)
     rows = [row for row in trace(tmp_path) if not row["left_out"]]
@@ -320,6 +320,35 @@ def test_a_corrected_step_and_its_trace(tmp_path: Path, monkeypatch: pytest.Monk
         assert row["advantages"] == pytest.approx(expected, rel=1e-4)
     assert 0.1 < line["logprob_gap"] < 0.3
     assert line["ratio"] == pytest.approx(1.0, abs=0.02)  # π / π_old, and π_old is the learner's own
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_grading_beside_sampling_changes_no_byte(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def afterwards(task: Any, problems: Any, sampler: Any, renderer: Any, params: Any, sampled: Any) -> Any:
+        played = play(problems, sampler, renderer, params)
+        sampled()
+        return grade_all(task, problems, played, renderer)
+
+    stage = rl(Method(LEAVE, sequence_sum, GRPO(), refill=Refill(2)), task=Flaky(), steps=3, workers=workers)
+    run(stage, tmp_path / "beside")
+    monkeypatch.setattr("longthought.stages.rl.collect", afterwards)
+    run(stage, tmp_path / "afterwards")
+    for file in ("metrics.jsonl", "model/model.safetensors", *(f"traces/step-{n:06d}.parquet" for n in (1, 2, 3))):
+        assert (tmp_path / "beside/rl" / file).read_bytes() == (tmp_path / "afterwards/rl" / file).read_bytes()
+
+
+def test_what_fails_in_grading_ends_a_step(tmp_path: Path) -> None:
+    """As the task said it, in both members' groups; no thread and no member stays behind."""
+
+    @dataclass(frozen=True)
+    class Lost(Parrot):
+        def grade(self, problem: Problem, replies: Any) -> list[Score]:
+            raise DataError(f"{problem.id} is lost")
+
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"^train/\d is lost$"):
+            run(rl(Method(LEAVE, sequence_sum, GRPO()), task=Lost(), workers=workers), tmp_path / str(workers))
+    assert [thread.name for thread in threading.enumerate() if thread.name == "grading"] == []
 
 
 # --- corners

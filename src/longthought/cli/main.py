@@ -64,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
         print(_help(), end="")
         return 0
     if name == "--version":
-        print(f"longthought {__version__}")
+        print(f"longthought {__version__}\n{_native()}")
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, (*COMMANDS, "--help", "--version"), 1)
@@ -78,6 +78,13 @@ def _dispatch(words: list[str]) -> int:
     return execute(parsed)
 
 
+def _native() -> str:
+    from longthought.models.kernels.library import load, why_not
+
+    reason = why_not()
+    return f"native core: none ({reason})" if reason else f"native core: {load().name}"
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
@@ -85,7 +92,8 @@ def _help() -> str:
         "usage: longthought COMMAND …\n\n"
         "Turn a base language model into a reasoning model, and let it think.\n\n"
         + "\n".join(lines)
-        + "\n\nlongthought COMMAND --help says more about a command; longthought --version names the version.\n"
+        + "\n\nlongthought COMMAND --help says more about a command; longthought --version names the version\n"
+        "and the native core that serves.\n"
     )
 
 

@@ -5,7 +5,7 @@ Callables take positional-only arguments, so that an equation may keep its paper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -100,6 +100,26 @@ class Sampler(Protocol):
 
     def sample(self, prompts: Sequence[TokenIds], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt, in order."""
+        ...
+
+
+@runtime_checkable
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that hands over the completions of a prompt as soon as it has them all.
+
+    The method has a name of its own: whether ``sample`` takes a further argument cannot be seen from outside.
+    """
+
+    def stream(
+        self,
+        prompts: Sequence[TokenIds],
+        params: SamplingParams,
+        finished: Callable[[int, list[Completion]], object],
+    ) -> list[list[Completion]]:
+        """As ``sample``. Calls ``finished(index of the prompt, completions)`` once for every prompt, in any order.
+
+        In the caller's thread; ``finished`` returns at once. What it raises ends the sampling and is raised here.
+        """
         ...
 
 

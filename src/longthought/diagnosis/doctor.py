@@ -11,6 +11,7 @@ from longthought.diagnosis.check_grading import Examined, gold_passes, health, t
 from longthought.diagnosis.check_knobs import knobs_are_live
 from longthought.diagnosis.check_logprobs import Speech, alignment, gap, temperature
 from longthought.diagnosis.check_machine import checkpoint, memory
+from longthought.diagnosis.check_native import native
 from longthought.diagnosis.check_parameters import parameters_move
 from longthought.diagnosis.check_settings import settings_are_live
 from longthought.diagnosis.check_stage import loop_is_live
@@ -45,6 +46,7 @@ def checks(patient: Patient) -> dict[str, Check]:
         "splits": lambda: splits(patient),
         "context": lambda: context(patient),
         "memory": lambda: memory(patient),
+        "native core": lambda: native(patient),
         "settings are live": lambda: settings_are_live(patient),
         "knobs are live": lambda: knobs_are_live(patient),
         "the loop is live": lambda: loop_is_live(patient),

@@ -13,12 +13,16 @@ from longthought.engine.stopping import StopStrings
 
 @dataclass(slots=True)
 class Row:
-    """A sample on its way. ``prompt`` and ``sample`` say where its completion goes; ``key`` is its randomness."""
+    """A sample on its way. ``prompt`` and ``sample`` say where its completion goes; ``key`` is its randomness.
+
+    ``bounded``: its limit is what the context leaves, not what was asked for.
+    """
 
     prompt: int
     sample: int
     key: int
     limit: int
+    bounded: bool
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -42,13 +46,13 @@ class Scheduler:
     ) -> None:
         seen: Counter[TokenIds] = Counter()
         self._stop, self._strings = frozenset(params.stop_tokens), strings
-        self._bounded_by_context = {i: context - len(p) < params.max_tokens for i, p in enumerate(prompts)}
         self.waiting: deque[Row] = deque()
         for index, prompt in enumerate(prompts):
-            limit = min(params.max_tokens, context - len(prompt))
+            room = context - len(prompt)
+            limit, bounded = min(params.max_tokens, room), room < params.max_tokens
             for sample in range(params.count):
                 key = sample_key(params.seed, prompt, seen[prompt] + sample)
-                self.waiting.append(Row(index, sample, key, limit))
+                self.waiting.append(Row(index, sample, key, limit, bounded))
             seen[prompt] += params.count
         self.slots: list[Row | None] = [None] * min(slots, len(self.waiting))
 
@@ -85,7 +89,7 @@ class Scheduler:
         elif self._strings is not None and self._strings.completed(row.tokens):
             row.finish = Finish.STOP_STRING
         elif len(row.tokens) == row.limit:
-            row.finish = Finish.BUDGET if self._bounded_by_context[row.prompt] else Finish.LENGTH
+            row.finish = Finish.BUDGET if row.bounded else Finish.LENGTH
         if row.finish is None:
             return None
         self.slots[slot] = None

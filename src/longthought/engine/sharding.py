@@ -22,12 +22,16 @@ class Crew(Protocol):
 
 class ShardedEngine:
     """An ``Engine`` in every member. Completions do not depend on the number of members: a sample's randomness is a
-    function of its prompt and number, and equal prompts stay together."""
+    function of its prompt and number, and equal prompts stay together.
+
+    The native core needs no members: it works with as many threads, which share the rows out among themselves.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.version = 0
         self._crew: Crew | None = None
+        self._tell: Callable[[int, list[Completion]], object] = _nobody
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -39,7 +43,19 @@ class ShardedEngine:
 
     def sample(self, prompts: Sequence[TokenIds | str], params: SamplingParams) -> list[list[Completion]]:
         """As ``Engine.sample``. Raises SettingsError, too, for processors that cannot go to another process."""
+        return self.stream(prompts, params, _nobody)
+
+    def stream(
+        self,
+        prompts: Sequence[TokenIds | str],
+        params: SamplingParams,
+        finished: Callable[[int, list[Completion]], object],
+    ) -> list[list[Completion]]:
+        """As ``Engine.stream``: this process's groups as they are complete, those of other members at the end."""
         assert self._crew is not None, "join a team first"
+        if self.engine.is_native:
+            self.engine.version, self.engine.threads = self.version, max(self._crew.size, self.engine.threads)
+            return self.engine.stream(prompts, params, finished)
         params = self.engine.ended(params)
         prompts = self.engine.accepted(prompts, params)
         if params.processors and self._crew.size > 1:
@@ -51,17 +67,27 @@ class ShardedEngine:
         parts = [part for part in dealt if part]
         calls = [(self.version, [prompts[i] for i in part], params) for part in parts]
         results: list[list[Completion]] = [[] for _ in prompts]
-        for part, groups in zip(parts, self._crew.call("engine.sample", calls)):
+        self._tell = lambda place, group: finished(parts[0][place], group)
+        try:
+            answers = self._crew.call("engine.sample", calls)
+        finally:
+            self._tell = _nobody
+        for member, (part, groups) in enumerate(zip(parts, answers)):
             for index, group in zip(part, groups):
                 results[index] = group
+                if member:
+                    finished(index, group)
         return results
 
     def _sample(
         self, member: int, version: int, prompts: list[TokenIds], params: SamplingParams
     ) -> list[list[Completion]]:
-        del member
         self.engine.version = version
-        return self.engine.sample(prompts, params)
+        return self.engine.stream(prompts, params, _nobody if member else self._tell)
+
+
+def _nobody(prompt: int, completions: list[Completion]) -> None:
+    """Is told, and does nothing."""
 
 
 def _check_they_travel(params: SamplingParams) -> None:

@@ -21,17 +21,30 @@ class PackedAttention:
     """Causal attention inside each of several sequences laid end to end, without padding outside of attention.
 
     Scores are computed on rows padded on the right: causality already hides the padding, so no mask is needed.
-    Sequences of similar length waste little. ``store`` (optional) is shown the padded keys and values of every layer.
+    Sequences of similar length waste little.
+
+    parents: for every sequence an earlier one that it continues, or -1: its tokens see all of its parent's, too. So the
+    replies to a prompt share the prompt's tokens. A parent has no parent.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", parents: Sequence[int] | None = None
+    ) -> None:
         sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
         self.rows, self.width = len(lengths), int(sizes.max())
         row = torch.repeat_interleave(torch.arange(self.rows, device=device), sizes)
         start = torch.cumsum(sizes, 0) - sizes
-        self.positions = torch.arange(int(sizes.sum()), device=device) - start[row]
-        self._slot = row * self.width + self.positions
+        parent = torch.full_like(sizes, -1)
+        before = torch.zeros_like(sizes)
+        if parents is not None:
+            parent = torch.tensor(parents, dtype=torch.int64, device=device)
+            before = torch.where(parent < 0, 0, sizes[parent])
+        self.segments = torch.stack((start, sizes, parent))
+        inside = torch.arange(int(sizes.sum()), device=device) - start[row]
+        self.positions = inside + before[row]
+        self._slot = row * self.width + inside
         self._full = bool((sizes == self.width).all())
+        self._before = before if parents is not None and bool(before.any()) else None
 
     def pad(self, x: Shaped[Tensor, "s ..."]) -> Shaped[Tensor, "{self.rows} {self.width} ..."]:
         """(S, …) → (rows, width, …), zeros where a row has ended."""
@@ -49,5 +62,18 @@ class PackedAttention:
         self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
     ) -> Float[Tensor, "s h c"]:
         q, k, v = (self.pad(x).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        gqa = q.shape[1] != k.shape[1]
+        if self._before is None:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        else:
+            behind = self.segments[2].clamp(min=0)
+            k, v = (torch.cat((x[behind], x), 2) for x in (k, v))
+            out = scaled_dot_product_attention(q, k, v, attn_mask=self._seen(self._before), enable_gqa=gqa)
         return self.pack(out.transpose(1, 2))
+
+    def _seen(self, before: Tensor) -> Tensor:
+        """Which of the parent's and its own tokens each token sees, (rows, 1, width, 2 width)."""
+        place = torch.arange(self.width, device=before.device)
+        parents = (place < before[:, None])[:, None, None].expand(-1, -1, self.width, -1)
+        own = (place <= place[:, None]).expand(self.rows, 1, -1, -1)
+        return torch.cat((parents, own), -1)

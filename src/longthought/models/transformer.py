@@ -10,6 +10,7 @@ from torch.nn.functional import rms_norm, silu
 from longthought.core.errors import DataError
 from longthought.models.attention import Attention, PackedAttention
 from longthought.models.config import ModelConfig
+from longthought.models.heads import token_logprobs
 from longthought.models.rope import angles, rotate
 
 
@@ -141,6 +142,12 @@ class Transformer(nn.Module):
             x = block(number, x, cos, sin, attend)
         out: Tensor = self.model.norm(x)
         return out
+
+    def token_logprobs(
+        self, hidden: Float[Tensor, "s d"], targets: Int[Tensor, " s"], temperature: float, chunk: int = 1024
+    ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+        """log-probs of ``targets`` and entropies after ``hidden``, see ``heads.token_logprobs``."""
+        return token_logprobs(hidden, self.lm_head.weight, targets, temperature, chunk)
 
     def logits(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t v"]:
         """Logits of the next token after every prefix of N sequences of equal length, (N, T) → (N, T, V) float32.

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from longthought.core.version import __version__
+from longthought.models.kernels import library
 
 
 def versions() -> dict[str, str]:
@@ -29,10 +30,15 @@ def versions() -> dict[str, str]:
 
 
 def facts() -> dict[str, str | int]:
-    """Model of the CPU, cores that this process may use and cores in all, memory in bytes, platform and host."""
+    """Model of the CPU, cores that this process may use and cores in all, memory in bytes, platform and host.
+
+    ``native`` is the instruction set of the native core, or ``none``.
+    """
+    core = library.available()
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "cpu": _cpu(),
+        "native": core.name if core else "none",
         "cores": allowed,
         "cores_in_all": os.cpu_count() or 1,
         "memory": _memory(),

@@ -46,6 +46,7 @@ class Launch:
             "longthought": self.versions.get("longthought"),
             "threads": self.threads,
             "cpu": self.machine.get("cpu"),
+            "native core": self.machine.get("native", "none"),
         }
 
 

@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from random import Random
 
 from longthought.algorithms.objective import NLL
@@ -59,13 +61,14 @@ class Pretrain:
             learner.restore(state.tensors, state.values["learner"])
             start, tokens = state.step, state.values["tokens"]
         sharded = ShardedLearner(learner, self.workers)
+        reading = {"documents": partial(self._documents, renderer)}
         with (
-            Team(self.workers, sharded.handlers) as team,
+            Team(self.workers, sharded.handlers | reading) as team,
             progress("pretrain", self.steps, start=start, quiet=self.quiet) as bar,
         ):
             sharded.join(team)
             loss, began = 0.0, time.perf_counter()
-            for step, batch in enumerate(self.batches(renderer, start), start + 1):
+            for step, batch in enumerate(self.batches(team, start), start + 1):
                 metrics = sharded.step(documents(batch), NLL()).metrics
                 tokens += sum(map(len, batch))
                 loss = metrics["loss"] if not loss else 0.98 * loss + 0.02 * metrics["loss"]
@@ -100,20 +103,25 @@ class Pretrain:
         initialize(model, self.seed)
         return Policy(model, renderer)
 
-    def batches(self, renderer: PlainRenderer, start: int) -> Iterator[list[TokenIds]]:
-        """The batches of steps ``start`` … ``steps`` − 1, a function of the seed alone."""
+    def batches(self, team: Team, start: int) -> Iterator[list[TokenIds]]:
+        """The batches of steps ``start`` … ``steps`` − 1, a function of the seed alone.
+
+        The team, whose handler ``documents`` is this stage's, shares the work; any team makes the same batches.
+        """
         seen, pool = 0, 0
         while seen < self.steps:
-            cuts = self._pool(renderer, pool)
+            cuts = self._pool(team, pool)
             for number, cut in enumerate(cuts[: self.steps - seen]):
                 if seen + number >= start:
                     yield cut
             seen, pool = seen + len(cuts), pool + 1
 
-    def _pool(self, renderer: PlainRenderer, pool: int) -> list[list[TokenIds]]:
+    def _pool(self, team: Team, pool: int) -> list[list[TokenIds]]:
         """One pool of documents, cut into batches of similar lengths, in random order."""
-        pages = (self.corpus.document(pool * _POOL + i) for i in range(_POOL))
-        sequences = sorted((renderer.document(page.user, page.text) for page in pages), key=len)
+        first = pool * _POOL
+        bounds = [first + member * _POOL // team.size for member in range(team.size + 1)]
+        parts = team.call("documents", [(range(*ends),) for ends in pairwise(bounds)])
+        sequences = sorted((sequence for part in parts for sequence in part), key=len)
         cuts: list[list[TokenIds]] = []
         room = 0
         for sequence in sequences:
@@ -124,3 +132,9 @@ class Pretrain:
             room -= len(sequence)
         Random(f"{self.seed}/{pool}").shuffle(cuts)
         return cuts
+
+    def _documents(self, renderer: PlainRenderer, member: int, indices: range) -> list[TokenIds]:
+        """Those documents of the corpus, as tokens."""
+        del member
+        pages = (self.corpus.document(index) for index in indices)
+        return [renderer.document(page.user, page.text) for page in pages]

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from longthought.core.errors import Alarm, DataError, SettingsError
+from longthought.core.errors import Alarm, SettingsError
 from longthought.core.protocols import Task
 from longthought.core.types import Group, Problem, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import ENGLISH, Lexicon
 from longthought.models.lora import LoRA
-from longthought.rollout.collect import grade_all, play
+from longthought.rollout.collect import collect
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
 from longthought.runs.progress import progress
@@ -219,14 +219,9 @@ class _Loop:
         seed = self.stage.seed * 1_000_003 + step + number * _ROUND
         self.engine.version = self.updates.learner.version
         params = SamplingParams(count, self.stage.max_tokens, heat, seed=seed)
-        try:
-            played = play(problems, self.engine, self.policy.renderer, params)
-        except DataError as error:
-            longest = max(problems, key=lambda problem: sum(len(message.content) for message in problem.messages))
-            raise DataError(f"{error}. The longest problem of this step is {longest.id}") from error
-        self.clock.lap("sampling")
-        groups = grade_all(self.stage.task, problems, played, self.policy.renderer)
-        self.clock.lap("grading")
+        task, renderer = self.stage.task, self.policy.renderer
+        groups = collect(task, problems, self.engine, renderer, params, lambda: self.clock.lap("sampling"))
+        self.clock.lap("grading")  # only what was waited for: the rest was done beside sampling
         return groups
 
     def save(self, step: int, place: Place) -> None:

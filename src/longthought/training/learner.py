@@ -15,20 +15,23 @@ from longthought.core.errors import NotFinite, RunMismatch, SettingsError
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows, Update
 from longthought.models import lora
-from longthought.models.attention import PackedAttention
-from longthought.models.heads import token_logprobs
+from longthought.models.precision import Precision, autocast, computed
 from longthought.models.transformer import Transformer
 from longthought.training.optimizer import OptimizerSettings, set_lr
-from longthought.training.packing import micro_batches
+from longthought.training.packing import layout, micro_batches, prompts_of
 
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """micro_tokens: tokens of one forward pass (memory, not mathematics). max_norm: gradient clipping, L2."""
+    """micro_tokens: tokens of one forward pass (memory, not mathematics). max_norm: gradient clipping, L2.
+
+    precision: of the matrix products; weights, gradients and sums are float32. See ``models/precision.py``.
+    """
 
     micro_tokens: int = 2048
     max_norm: float = 1.0
     head_chunk: int = 1024
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name in ("micro_tokens", "max_norm", "head_chunk"):
@@ -114,31 +117,27 @@ class Hidden(NamedTuple):
     where: Tensor
 
 
-def hidden_before(model: nn.Module, rows: Rows, needed: Bool[Tensor, "n t"]) -> Hidden:
+def hidden_before(model: Any, rows: Rows, needed: Bool[Tensor, "n t"]) -> Hidden:
     """The states that predict the needed tokens: the state at t − 1 predicts token t.
 
-    Linear layers see real tokens only.
+    Only tokens that these depend on are computed; a prompt once for all rows that have it, if the model can.
     """
-    n, width = rows.tokens.shape
-    device = rows.tokens.device
-    real = torch.arange(width, device=device) < rows.lengths[:, None]
-    attend = PackedAttention(rows.lengths.tolist(), device)
-    hidden = model(rows.tokens[real], attend.positions, attend)
-    packed_index = torch.cumsum(real.flatten(), 0).view(n, width) - 1
-    where = needed.flatten().nonzero().squeeze(-1)
-    return Hidden(hidden.index_select(0, packed_index.flatten()[where] - 1), where)
+    laid = layout(rows, needed, share=getattr(model, "shares_prompts", False))
+    hidden = model(rows.tokens.flatten()[laid.tokens], laid.attend.positions, laid.attend)
+    return Hidden(hidden.index_select(0, laid.before), laid.where)
 
 
 def evaluate_policy(
-    model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], temperature: float, chunk: int
+    model: Any, rows: Rows, needed: Bool[Tensor, "n t"], temperature: float, chunk: int
 ) -> PolicyOutput:
     """log π(token | tokens before) and the entropy there, for the tokens in ``needed``; zero elsewhere.
 
+    model: a ``Transformer``, or what ``models.precision.computed`` makes of one.
     rows: N sequences; needed: (N, T) bool, never true at t = 0, which nothing predicts → two (N, T) tensors.
     """
     predicting, where = hidden_before(model, rows, needed)
     targets = rows.tokens.flatten()[where]
-    logp, entropy = token_logprobs(predicting, model.lm_head.weight, targets, temperature, chunk)
+    logp, entropy = model.token_logprobs(predicting, targets, temperature, chunk)
     return PolicyOutput(spread(logp, where, needed), spread(entropy, where, needed))
 
 
@@ -194,9 +193,12 @@ class PolicyLearner:
     def accumulate(self, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
         """Add the batch's gradient to the parameters' and count what was seen on the way."""
         tally, output = Tally(), _blank(batch)
-        for index in micro_batches(batch.lengths, self.settings.micro_tokens):
+        model = computed(self.model, self.settings.precision, backward=True)
+        prompts = prompts_of(batch) if getattr(model, "shares_prompts", False) else None
+        for index in micro_batches(batch.lengths, self.settings.micro_tokens, prompts):
             micro = batch.select(index).to(self.device)
-            policy = self.head(self.model, micro, micro.mask)
+            with autocast(self.model, self.settings.precision):
+                policy = self.head(model, micro, micro.mask)
             loss = objective(policy, micro)
             loss.value.backward()
             tally = tally + Tally.of(policy, micro, loss)
@@ -224,11 +226,13 @@ class PolicyLearner:
     def evaluate(self, rows: Rows) -> PolicyOutput:
         """What the head says of every token but the first, (N, T), float32; zero at the first and in the padding."""
         output = _blank(rows)
+        model = computed(self.model, self.settings.precision, backward=False)
         for index in micro_batches(rows.lengths, self.settings.micro_tokens):
             micro = Rows(rows.tokens, rows.lengths).select(index).to(self.device)
             positions = torch.arange(micro.tokens.shape[1], device=self.device)
             needed = (positions > 0) & (positions < micro.lengths[:, None])
-            _keep(output, self.head(self.model, micro, needed), index)
+            with autocast(self.model, self.settings.precision):
+                _keep(output, self.head(model, micro, needed), index)
         return output
 
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, PolicyOutput, Rows, Update
 from longthought.training.learner import PolicyLearner, Tally
+from longthought.training.optimizer import Muon, cost
 from longthought.training.team import Handler, Team, share, shared
 
 
@@ -21,16 +23,18 @@ def shards(lengths: Int[Tensor, " n"], count: int) -> list[Int[Tensor, " _"]]:
     """
     heaps: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
+    sizes: list[int] = lengths.tolist()
     for row in torch.argsort(lengths, descending=True, stable=True).tolist():
         lightest = loads.index(min(loads))
         heaps[lightest].append(row)
-        loads[lightest] += int(lengths[row])
+        loads[lightest] += sizes[row]
     return [torch.tensor(sorted(heap)) for heap in heaps if heap]
 
 
 class ShardedLearner:
-    """A ``PolicyLearner`` in every member of a team; the optimizer steps in member 0, on shared weights.
+    """A ``PolicyLearner`` in every member of a team; the optimizer steps on shared weights.
 
+    Member 0 adds the gradients, clips them and steps; of Muon's matrices every member orthogonalises a share.
     Build it, pass ``handlers`` to the team, then ``join`` the team. ``name`` tells several learners of a team apart.
     """
 
@@ -38,18 +42,28 @@ class ShardedLearner:
         self.learner, self._name = learner, name
         self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
         self._team: Team | None = None
+        self._muons = [optimizer for optimizer in learner.optimizers if isinstance(optimizer, Muon)]
         if workers > 1:
             share([learner.model])
-            size = sum(p.numel() for p in self._parameters)
-            self._gradients = shared((workers, size), self._parameters[0].dtype)
+            self._gradients = [[shared(p.shape, p.dtype) for p in self._parameters] for _ in range(workers)]
+            for muon in self._muons:
+                muon.keep_in([shared(p.shape, p.dtype) for p in muon.matrices])
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        return {f"{self._name}.gradient": self._gradient, f"{self._name}.evaluate": self._evaluate}
+        return {
+            f"{self._name}.gradient": self._gradient,
+            f"{self._name}.evaluate": self._evaluate,
+            f"{self._name}.muon": self._step_muon,
+        }
 
     def join(self, team: Team) -> None:
         """The team that was built with ``handlers``."""
         self._team = team
+        if team.size > 1:
+            for number, muon in enumerate(self._muons):
+                portions = shards(torch.tensor([cost(p) for p in muon.matrices]), team.size)
+                muon.hand_over(partial(self._call_muon, number, [portion.tolist() for portion in portions]))
 
     @property
     def version(self) -> int:
@@ -62,7 +76,7 @@ class ShardedLearner:
             return self.learner.step(batch, objective)
         parts = shards(batch.lengths, team.size)
         seen = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
-        self._add(range(1, len(parts)))
+        self._add(len(parts))
         total: Tally = seen[0][0]
         for tally, _ in seen[1:]:
             total = total + tally
@@ -85,28 +99,50 @@ class ShardedLearner:
         return self._team
 
     def _gradient(self, member: int, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
+        self._point([None] * len(self._parameters))
         seen = self.learner.accumulate(batch, objective)
-        if member:
-            offset = 0
-            for parameter in self._parameters:
-                view = self._gradients[member, offset : offset + parameter.numel()]
-                view.copy_(parameter.grad.flatten()) if parameter.grad is not None else view.zero_()
-                parameter.grad = None
-                offset += parameter.numel()
+        self._record(member)
+        self._point(self._gradients[member])
         return seen
 
     def _evaluate(self, member: int, rows: Rows) -> PolicyOutput:
         del member
         return self.learner.evaluate(rows)
 
-    def _add(self, members: Sequence[int]) -> None:
-        """Add the gradients of other members to this one's, always in the same order."""
-        for member in members:
-            offset = 0
-            for parameter in self._parameters:
-                gradient = self._gradients[member, offset : offset + parameter.numel()].view_as(parameter)
-                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
-                offset += parameter.numel()
+    def _add(self, members: int) -> None:
+        """Add the other members' gradients to that of member 0, always in the same order."""
+        for gradients in self._gradients[1:members]:
+            torch._foreach_add_(self._gradients[0], gradients)
+
+    def _point(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _record(self, member: int) -> None:
+        """Copy this process's gradients into the member's shared ones, where they are not these already."""
+        pairs = [(own, p.grad) for own, p in zip(self._gradients[member], self._parameters) if p.grad is not own]
+        present = [(own, gradient) for own, gradient in pairs if gradient is not None]
+        if present:
+            torch._foreach_copy_([own for own, _ in present], [gradient for _, gradient in present])
+        for own, gradient in pairs:
+            if gradient is None:
+                own.zero_()
+
+    def _call_muon(self, number: int, portions: Sequence[Sequence[int]]) -> None:
+        """Step a Muon with the gradients of member 0: added, and clipped in place."""
+        self._record(0)
+        muon = self._muons[number]
+        matrices, rates = muon.matrices, [group["lr"] for group in muon.param_groups]
+        moving = [[place for place in portion if matrices[place].grad is not None] for portion in portions]
+        self._joined.call(f"{self._name}.muon", [(number, portion, rates) for portion in moving])
+
+    def _step_muon(self, member: int, number: int, portion: Sequence[int], rates: Sequence[float]) -> None:
+        muon = self._muons[number]
+        for group, rate in zip(muon.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if member:
+            self._point(self._gradients[0])
+        muon.step_some(portion)
 
 
 def _merged(rows: Rows, parts: Sequence[Tensor], outputs: Sequence[PolicyOutput]) -> PolicyOutput:

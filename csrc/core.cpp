@@ -1,0 +1,198 @@
+// The C interface. Every function ends with 0 or a status of generate.h; ``narrow`` chooses bf16 words over float32 ones.
+
+#include "attention.h"
+#include "decoder.h"
+#include "generate.h"
+#include "head.h"
+#include "pointwise.h"
+#include "product.h"
+#include "session.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Runs ``body`` with E as the kind of word that is wanted.
+#define WITH_WORDS(narrow, ...)           \
+    do {                                  \
+        if (narrow) {                     \
+            using E = BF16;               \
+            __VA_ARGS__;                  \
+        } else {                          \
+            using E = F32;                \
+            __VA_ARGS__;                  \
+        }                                 \
+    } while (0)
+
+using namespace lt;
+
+#ifndef LT_SOURCES
+#define LT_SOURCES "unknown"
+#endif
+
+EXPORT const char* lt_sources() { return LT_SOURCES; }
+
+// What this processor can run beyond plain code: 1 for AVX2, 2 for AVX-512 with BF16.
+EXPORT int lt_supported() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bf16");
+    return (avx2 ? 1 : 0) | (avx2 && avx512 ? 2 : 0);
+#else
+    return 0;
+#endif
+}
+
+// Layouts of a float32 matrix, or of a bf16 one (wide = 0), (rows, columns) with ``stride`` items between rows.
+// kind 0: rows, 1: pairs, 2: panels. ``every``, ``first``: panels (or the rows that make one) that are filled of every so many.
+EXPORT int lt_pack(int narrow, int wide, int kind, const void* x, int64_t rows, int64_t columns, int64_t stride,
+                   int64_t every, int64_t first, void* out) {
+    WITH_WORDS(narrow, {
+        auto put = [&](auto* from) {
+            using Item = typename E::Item;
+            if (kind == 0) return to_rows<E>(from, rows, columns, stride, (Item*)out);
+            if (every == 1) {
+                if (kind == 1) to_pairs<E>(from, rows, columns, stride, (Word*)out);
+                else to_panels<E>(from, rows, columns, stride, (Word*)out);
+                return;
+            }
+            const long words = 16 * columns / E::per;
+            for (long r = 0; r < rows; r += 16) {
+                Word* to = (Word*)out + (r / 16 * every + first) * words;
+                if (kind == 1) to_pairs<E>(from + r * stride, std::min(16L, long(rows - r)), columns, stride, to);
+                else to_panels<E>(from + r * stride, std::min(16L, long(rows - r)), columns, stride, to);
+            }
+        };
+        if (wide) put((const float*)x);
+        else put((const bf16*)x);
+    });
+    return DONE;
+}
+
+constexpr long REDUCED = 256;  // words of one sum before it is added to the result
+
+// C (rows, panels · 16) = A B. left 0: A in rows, 1: in pairs; right 1: B in pairs, 2: in panels; widths as ``by_rows`` …
+// say. result 0: float32, 1: items, 2: added to float32, 3: gated unit to ``out``, gate and up to ``beside``.
+EXPORT int lt_product(int narrow, int left, const void* a, int64_t a_width, int right, const void* b, int64_t b_width,
+                      int64_t rows, int64_t panels, int64_t words, int result, void* out, int64_t width,
+                      const float* bias, void* beside) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        Left x = left ? by_pairs(a, a_width) : by_rows(a, a_width);
+        Right y = right == 1 ? of_pairs(b, b_width) : of_panels(b, b_width);
+        if (result == 0) product<E>(x, y, rows, panels, words, Put<float>{(float*)out, width, bias});
+        if (result == 1) product<E>(x, y, rows, panels, words, Put<Item>{(Item*)out, width, bias});
+        if (result == 2)
+            for (long k = 0; k < words; k += REDUCED)
+                product<E>(Left{x.base + k * x.step, x.row, x.step}, Right{y.base + k * y.step, y.step, y.panel}, rows,
+                           panels, std::min(REDUCED, long(words - k)), Add{(float*)out, width, k ? nullptr : bias});
+        if (result == 3) product<E>(x, y, rows, panels, words, Swiglu<Item>{(Item*)out, width, (Item*)beside, bias});
+    });
+    return DONE;
+}
+
+EXPORT int lt_rms_norm(int narrow, const float* x, const float* g, float eps, int64_t rows, int64_t width, void* y,
+                       float* inverse) {
+    WITH_WORDS(narrow, rms_norm(x, g, eps, rows, width, (typename E::Item*)y, inverse));
+    return DONE;
+}
+
+EXPORT int lt_rms_norm_backward(int narrow, const float* x, const float* g, const float* inverse, const float* dy,
+                                int64_t rows, int64_t width, float* dx, float* dg, void* y_pairs, void* dx_rows,
+                                void* dx_pairs) {
+    WITH_WORDS(narrow, rms_norm_backward<E>(x, g, inverse, dy, rows, width, dx, dg, (Word*)y_pairs,
+                                            (typename E::Item*)dx_rows, (Word*)dx_pairs));
+    return DONE;
+}
+
+EXPORT int lt_rotary(int narrow, const float* qkv, const int64_t* heads, const float* q_gain, const float* k_gain,
+                     float eps, const float* cos, const float* sin, const int64_t* positions, int64_t rows, void* out) {
+    WITH_WORDS(narrow, rotary(qkv, Heads{heads[0], heads[1], heads[2]}, q_gain, k_gain, eps, cos, sin, positions, rows,
+                              (typename E::Item*)out));
+    return DONE;
+}
+
+EXPORT int lt_rotary_backward(int narrow, float* d, const float* qkv, const int64_t* heads, const float* q_gain,
+                              const float* k_gain, float eps, const float* cos, const float* sin,
+                              const int64_t* positions, int64_t rows, float* dq_gain, float* dk_gain, void* d_rows,
+                              void* d_pairs) {
+    WITH_WORDS(narrow, rotary_backward<E>(d, qkv, Heads{heads[0], heads[1], heads[2]}, q_gain, k_gain, eps, cos, sin,
+                                          positions, rows, dq_gain, dk_gain, (typename E::Item*)d_rows, (Word*)d_pairs));
+    return DONE;
+}
+
+EXPORT int lt_swiglu_backward(int narrow, const void* da, const void* both, int64_t rows, int64_t width, void* d_rows,
+                              void* d_pairs, void* a_pairs) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        swiglu_backward<E>((const Item*)da, (const Item*)both, rows, width, (Item*)d_rows, (Word*)d_pairs, (Word*)a_pairs);
+    });
+    return DONE;
+}
+
+EXPORT int lt_attention(int narrow, const void* qkv, const int64_t* heads, const int64_t* start, const int64_t* length,
+                        const int64_t* parent, int64_t segments, void* o, float* lse) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        attention<E>((const Item*)qkv, Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments},
+                     (Item*)o, lse);
+    });
+    return DONE;
+}
+
+EXPORT int lt_attention_backward(int narrow, const void* qkv, const void* o, const void* d_o, const float* lse,
+                                 const int64_t* heads, const int64_t* start, const int64_t* length,
+                                 const int64_t* parent, int64_t segments, float* d) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        attention_backward<E>((const Item*)qkv, (const Item*)o, (const Item*)d_o, lse,
+                              Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments}, d);
+    });
+    return DONE;
+}
+
+EXPORT int lt_head(int narrow, const void* panels, int64_t vocabulary, int64_t width, float sharpness, const void* h,
+                   const int64_t* targets, int64_t rows, float* logp, float* entropy, float* lse) {
+    WITH_WORDS(narrow, head_forward<E>(Head{(const Word*)panels, nullptr, vocabulary, width, sharpness},
+                                       (const typename E::Item*)h, targets, rows, logp, entropy, lse));
+    return DONE;
+}
+
+EXPORT int lt_head_backward(int narrow, const void* panels, const void* pairs, int64_t vocabulary, int64_t width,
+                            float sharpness, const void* h, const int64_t* targets, const float* lse,
+                            const float* entropy, const float* d_logp, const float* d_entropy, int64_t rows, float* dh,
+                            float* dw) {
+    WITH_WORDS(narrow, head_backward<E>(Head{(const Word*)panels, (const Word*)pairs, vocabulary, width, sharpness},
+                                        (const typename E::Item*)h, targets, lse, entropy, d_logp, d_entropy, rows, dh, dw));
+    return DONE;
+}
+
+EXPORT int lt_generate(int narrow, const Decoder* decoder, const Request* request, Report report) {
+    Status status = DONE;
+    WITH_WORDS(narrow, status = Generation<E>(*decoder, *request).run(report));
+    return status;
+}
+
+EXPORT void* lt_session_new(int narrow, const Decoder* decoder, int64_t slots, int64_t capacity, int threads) {
+    return narrow ? (void*)new Session<BF16>(*decoder, slots, capacity, threads)
+                  : (void*)new Session<F32>(*decoder, slots, capacity, threads);
+}
+
+EXPORT void lt_session_free(int narrow, void* session) {
+    WITH_WORDS(narrow, delete (Session<E>*)session);
+}
+
+EXPORT int lt_session_admit(int narrow, void* session, const int32_t* tokens, const int64_t* offset, int64_t prompts,
+                            const int64_t* slots, const int64_t* which, int64_t count) {
+    Status status = DONE;
+    WITH_WORDS(narrow, status = ((Session<E>*)session)->admit(tokens, offset, prompts, slots, which, count));
+    return status;
+}
+
+EXPORT int lt_session_step(int narrow, void* session, const int64_t* slots, const int64_t* tokens, int64_t count,
+                           float* logits) {
+    Status status = DONE;
+    WITH_WORDS(narrow, status = ((Session<E>*)session)->step(slots, tokens, count, logits));
+    return status;
+}

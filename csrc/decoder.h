@@ -1,0 +1,188 @@
+// The decoder over ragged rows: prompts being read and replies being written are the same kind of row.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "pointwise.h"
+
+namespace lt {
+
+struct Layer {  // packed matrices in panels; biases and gains may be null, norms never
+    const Word *qkv, *out, *gate_up, *down;
+    const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
+    const float *attention_norm, *ffn_norm, *q_gain, *k_gain;
+};
+
+struct Decoder {
+    int64_t vocabulary, width, ffn, layers, queries, keys, head_width, positions;
+    float eps;
+    int32_t narrow_embedding;  // whether the embedding is stored in bf16
+    const void* embedding;     // (vocabulary, width)
+    const Word* head;
+    const float *norm, *cos, *sin;
+    const Layer* layer;
+
+    Heads heads() const { return {queries, keys, head_width}; }
+    int64_t padded() const { return up(vocabulary, 16); }
+};
+
+// Keys and values of a run of tokens. For every layer and head: keys in panels of 16 tokens, values in pairs of tokens.
+template <class E>
+struct Segment {
+    long capacity = 0;
+    std::unique_ptr<Word, void (*)(void*)> words{nullptr, std::free};
+
+    void reserve(const Decoder& d, long tokens) {
+        if (capacity >= tokens) return;
+        capacity = up(tokens, 16);
+        words.reset((Word*)std::calloc(d.layers * d.keys * 2 * block(d), sizeof(Word)));
+        if (!words) throw std::bad_alloc();
+    }
+    long block(const Decoder& d) const { return capacity * d.head_width / E::per; }
+    Word* keys(const Decoder& d, long layer, long head) { return words.get() + 2 * (layer * d.keys + head) * block(d); }
+    Word* values(const Decoder& d, long layer, long head) { return keys(d, layer, head) + block(d); }
+
+    void put(const Decoder& d, long layer, long head, long t, const typename E::Item* k, const typename E::Item* v) {
+        const long C = d.head_width, per = E::per;
+        Word* panel = keys(d, layer, head) + t / 16 * (C / per) * 16 + t % 16;
+        for (long w = 0; w < C / per; w++) std::memcpy(panel + 16 * w, k + per * w, sizeof(Word));
+        auto* pair = (typename E::Item*)(values(d, layer, head) + t / per * C);
+        for (long c = 0; c < C; c++) pair[c * per + t % per] = v[c];
+        if (per == 2 && t % 2 == 0)
+            for (long c = 0; c < C; c++) pair[c * 2 + 1] = 0;
+    }
+};
+
+template <class E>
+struct Row {  // one token: number ``at`` of its segment, behind the first ``before`` tokens of another
+    int32_t token;
+    long position, before, at;
+    Segment<E>*prefix, *own;
+};
+
+// The working memory of one thread.
+template <class E>
+class Pass {
+    using Item = typename E::Item;
+
+public:
+    explicit Pass(const Decoder& decoder) : d(decoder) {}
+
+    // Reads the rows, stores their keys and values, and, if wanted, gives the logits: (n, padded vocabulary).
+    float* run(const Row<E>* rows, long n, bool wanted) {
+        const Heads h = d.heads();
+        const long D = d.width, per = E::per, OW = h.queries * h.width;
+        x.resize(n * D), normed.resize(n * D), raw.resize(n * h.all()), qkv.resize(n * h.all()), o.resize(n * OW);
+        hidden.resize(n * d.ffn), places.resize(n);
+        for (long r = 0; r < n; r++) {
+            places[r] = rows[r].position;
+            embed(rows[r].token, &x[r * D]);
+        }
+        for (long l = 0; l < d.layers; l++) {
+            const Layer& w = d.layer[l];
+            rms_norm(x.data(), w.attention_norm, d.eps, n, D, normed.data(), nullptr);
+            product<E>(by_rows(normed.data(), D / per), of_panels(w.qkv, D / per), n, h.all() / 16, D / per,
+                       Put<float>{raw.data(), h.all(), w.qkv_bias});
+            rotary(raw.data(), h, w.q_gain, w.k_gain, d.eps, d.cos, d.sin, places.data(), n, qkv.data());
+            for (long r = 0; r < n; r++)
+                for (long kv = 0; kv < h.keys; kv++) {
+                    const Item* key = &qkv[r * h.all() + (h.queries + kv) * h.width];
+                    rows[r].own->put(d, l, kv, rows[r].at, key, key + h.keys * h.width);
+                }
+            for (long r = 0; r < n; r++) attend(rows[r], l, &qkv[r * h.all()], &o[r * OW]);
+            product<E>(by_rows(o.data(), OW / per), of_panels(w.out, OW / per), n, D / 16, OW / per,
+                       Add{x.data(), D, w.out_bias});
+            rms_norm(x.data(), w.ffn_norm, d.eps, n, D, normed.data(), nullptr);
+            product<E>(by_rows(normed.data(), D / per), of_panels(w.gate_up, D / per), n, d.ffn / 8, D / per,
+                       Swiglu<Item>{hidden.data(), d.ffn, nullptr, w.gate_up_bias});
+            product<E>(by_rows(hidden.data(), d.ffn / per), of_panels(w.down, d.ffn / per), n, D / 16, d.ffn / per,
+                       Add{x.data(), D, w.down_bias});
+        }
+        if (!wanted) return nullptr;
+        rms_norm(x.data(), d.norm, d.eps, n, D, normed.data(), nullptr);
+        logits.resize(n * d.padded());
+        product<E>(by_rows(normed.data(), D / per), of_panels(d.head, D / per), n, d.padded() / 16, D / per,
+                   Put<float>{logits.data(), d.padded()});
+        return logits.data();
+    }
+
+    // Reads a prompt into an empty segment.
+    void read(const int32_t* tokens, long n, Segment<E>& into) {
+        constexpr long CHUNK = 96;
+        into.reserve(d, n);
+        std::vector<Row<E>> rows;
+        for (long first = 0; first < n; first += CHUNK) {
+            rows.clear();
+            for (long t = first; t < std::min(n, first + CHUNK); t++)
+                rows.push_back({tokens[t], t, 0, t, nullptr, &into});
+            run(rows.data(), long(rows.size()), false);
+        }
+    }
+
+private:
+    void embed(long token, float* to) const {
+        if (d.narrow_embedding)
+            for (long c = 0; c < d.width; c += 16) store(to + c, load((const bf16*)d.embedding + token * d.width + c));
+        else
+            std::memcpy(to, (const float*)d.embedding + token * d.width, d.width * sizeof(float));
+    }
+
+    // The query heads that share a key head are rows of one product.
+    void attend(const Row<E>& row, long layer, const Item* q, Item* out) {
+        const long C = d.head_width, per = E::per, group = d.queries / d.keys;
+        const long before = row.before, own = row.at + 1, gap = up(before, 16), wide = gap + up(own, 16);
+        const float scale = 1.0f / std::sqrt(float(C));
+        scores.resize(group * wide), weights.resize(group * wide), sums.resize(group * C);
+        for (long kv = 0; kv < d.keys; kv++, q += group * C, out += group * C) {
+            const Left query = by_rows(q, C / per);
+            if (before)
+                product<E>(query, of_panels(row.prefix->keys(d, layer, kv), C / per), group, gap / 16, C / per,
+                           Put<float>{scores.data(), wide});
+            product<E>(query, of_panels(row.own->keys(d, layer, kv), C / per), group, (wide - gap) / 16, C / per,
+                       Put<float>{scores.data() + gap, wide});
+            for (long g = 0; g < group; g++)
+                factor[g] = 1.0f / soften(&scores[g * wide], before, gap, gap + own, wide, scale, &weights[g * wide]);
+            const Left weight = by_rows(weights.data(), wide / per), later = {weight.base + gap / per, wide / per, 1};
+            product<E>(later, of_pairs(row.own->values(d, layer, kv), C), group, C / 16, up(own, per) / per,
+                       Put<float>{sums.data(), C});
+            if (before)
+                product<E>(weight, of_pairs(row.prefix->values(d, layer, kv), C), group, C / 16, up(before, per) / per,
+                           Add{sums.data(), C});
+            for (long g = 0; g < group; g++)
+                for (long c = 0; c < C; c += 16) store(out + g * C + c, load(&sums[g * C + c]) * all(factor[g]));
+        }
+    }
+
+    // e^(scale (s - max s)) over [0, before) and [gap, end), 0 elsewhere; returns the sum.
+    static float soften(float* s, long before, long gap, long end, long wide, float scale, Item* out) {
+        for (long t = before; t < gap; t++) s[t] = -INFINITY;
+        for (long t = end; t < wide; t++) s[t] = -INFINITY;
+        Lanes top = load(s), total = zero();
+        for (long t = 16; t < wide; t += 16) top = max(top, load(s + t));
+        const float most = highest(top);
+        for (long t = 0; t < wide; t += 16) {
+            Lanes e = exp((load(s + t) - all(most)) * all(scale));
+            if ((t < gap && t + 16 > before) || t + 16 > end) {
+                float cut[16];
+                store(cut, e);
+                for (long k = 0; k < 16; k++)
+                    if (s[t + k] == -INFINITY) cut[k] = 0;
+                e = load(cut);
+            }
+            total = total + e;
+            store(out + t, e);
+        }
+        return sum(total);
+    }
+
+    const Decoder& d;
+    std::vector<float> x, raw, logits, scores, sums;
+    std::vector<Item> normed, qkv, o, hidden, weights;
+    std::vector<int64_t> places;
+    float factor[1024];
+};
+
+}  // namespace lt

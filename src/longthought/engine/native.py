@@ -1,0 +1,242 @@
+"""The native engine: whole replies, or single steps, by the C++ core (``csrc/generate.h``, ``csrc/session.h``)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from longthought.core.errors import LongthoughtError
+from longthought.core.types import Completion, Finish, TokenIds
+from longthought.engine.scheduler import Row
+from longthought.models.kernels.core import Core, at
+from longthought.models.kernels.packed import Packed, PackedLayer, pack
+from longthought.models.transformer import Transformer
+
+Finished = Callable[[int, list[Completion]], object]
+
+_CACHE = 8 * 2**20  # bytes of keys and values that a wave may keep busy: half of what a core has of the last cache
+_NARROWEST, _WIDEST = 8, 64  # rows of a wave
+_DONE, _STOPPED, _NO_MEMORY, _NO_TOKEN = range(4)
+_POINTERS = (
+    *("qkv", "out", "gate_up", "down", "qkv_bias", "out_bias", "gate_up_bias", "down_bias"),
+    *("attention_norm", "ffn_norm", "q_gain", "k_gain"),
+)
+_SIZES = ("vocabulary", "width", "ffn", "layers", "queries", "keys", "head_width", "positions")
+_Report = ctypes.CFUNCTYPE(c_int32, POINTER(c_int32), c_int64)
+
+
+class _Layer(Structure):
+    _fields_ = [(name, c_void_p) for name in _POINTERS]
+
+
+class _Decoder(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in _SIZES),
+        ("eps", c_float),
+        ("narrow_embedding", c_int32),
+        *((name, c_void_p) for name in ("embedding", "head", "norm", "cos", "sin", "layer")),
+    ]
+
+
+class _Request(Structure):
+    _fields_ = [
+        ("prompts", c_int64),
+        ("rows", c_int64),
+        *((name, c_void_p) for name in ("tokens", "offset", "prompt", "key", "limit", "stops")),
+        ("temperature", c_float),
+        ("threads", c_int32),
+        ("wave", c_int32),
+        *((name, c_void_p) for name in ("drawn", "logprobs", "start", "length")),
+    ]
+
+
+class NativeDecoder:
+    """The weights of a model as they are now, ready to sample. Nothing of it is seen when the model changes."""
+
+    def __init__(self, model: Transformer, core: Core) -> None:
+        config, self.core = model.config, core
+        self.vocabulary = config.vocab_size
+        self._packed: Packed = pack(model, core)
+        self._layers = (_Layer * len(self._packed.layers))(*map(_layer, self._packed.layers))
+        embedding = self._packed.embedding
+        self._struct = _Decoder(
+            config.vocab_size,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.max_position_embeddings,
+            config.rms_norm_eps,
+            int(embedding.dtype == torch.bfloat16),
+            *map(at, (embedding, self._packed.head.panels, self._packed.norm, self._packed.cos, self._packed.sin)),
+            ctypes.cast(self._layers, c_void_p),
+        )
+        item = 2 if core.narrow else 4
+        self.cache_per_token = 2 * item * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+    @property
+    def address(self) -> int:
+        """Of the C structure."""
+        return ctypes.addressof(self._struct)
+
+    def wave(self, tokens: float) -> int:
+        """How many rows of this many tokens one thread keeps going: as many as fit into its share of the cache."""
+        return max(_NARROWEST, min(_WIDEST, int(_CACHE / (self.cache_per_token * max(1.0, tokens)))))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be sampled. rows: in the order of their prompts; a reply ends with one of ``stop_tokens``."""
+
+    prompts: Sequence[TokenIds]
+    rows: Sequence[Row]
+    temperature: float
+    stop_tokens: Sequence[int]
+
+
+def generate(decoder: NativeDecoder, asked: Asked, threads: int, slots: int, finished: Finished, version: int) -> None:
+    """Sample every row; ``finished`` is given the completions of a prompt as soon as all of them are there.
+
+    slots: the most rows that all threads together keep going. Raises LongthoughtError where no token can be drawn,
+    MemoryError, and what ``finished`` raises.
+    """
+    limits = [row.limit for row in asked.rows]
+    starts = list(accumulate(limits, initial=0))
+    drawn = torch.empty(starts[-1], dtype=torch.int32, device="cpu")
+    logprobs = torch.empty(starts[-1], device="cpu")
+    lengths = torch.zeros(len(asked.rows), dtype=torch.int64, device="cpu")
+    stops = torch.zeros(decoder.vocabulary, dtype=torch.uint8, device="cpu")
+    stops[torch.tensor(asked.stop_tokens, dtype=torch.int64, device="cpu")] = 1
+    tokens, offset = _laid(asked.prompts)
+    keys = torch.tensor([_signed(row.key) for row in asked.rows], dtype=torch.int64, device="cpu")
+    prompt = torch.tensor([row.prompt for row in asked.rows], dtype=torch.int32, device="cpu")
+    limit, start = (torch.tensor(values, dtype=torch.int64, device="cpu") for values in (limits, starts))
+    usual = sum(map(len, asked.prompts)) / len(asked.prompts) + sum(limits) / len(limits) / 2
+    wave = min(decoder.wave(usual), -(-slots // threads), -(-len(asked.rows) // threads))
+    rows_of: dict[int, list[int]] = {}
+    for number, row in enumerate(asked.rows):
+        rows_of.setdefault(row.prompt, []).append(number)
+    stop, failure = frozenset(asked.stop_tokens), list[BaseException]()
+
+    def completion(number: int) -> Completion:
+        row, first = asked.rows[number], starts[number]
+        ids = tuple(drawn[first : first + int(lengths[number])].tolist())
+        finish = Finish.STOP
+        if ids[-1] not in stop:
+            finish = Finish.BUDGET if row.bounded else Finish.LENGTH
+        return Completion(ids, tuple(logprobs[first : first + len(ids)].tolist()), finish, version)
+
+    def report(some: Any, count: int) -> int:
+        try:  # an exception must not end in C
+            for place in range(count):
+                finished(some[place], [completion(number) for number in rows_of[some[place]]])
+        except BaseException as error:
+            failure.append(error)
+        return int(bool(failure))
+
+    request = _Request(
+        len(asked.prompts),
+        len(asked.rows),
+        *map(at, (tokens, offset, prompt, keys, limit, stops)),
+        asked.temperature,
+        threads,
+        wave,
+        *map(at, (drawn, logprobs, start, lengths)),
+    )
+    run = decoder.core.library.bind("lt_generate", (c_int, c_void_p, c_void_p, _Report), c_int)
+    status = run(decoder.core.narrow, decoder.address, ctypes.addressof(request), _Report(report))
+    if failure:
+        raise failure[0]
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory is left for the keys and values of the replies: fewer slots, or shorter replies")
+    if status == _NO_TOKEN:
+        number = int((lengths < 0).nonzero()[0])
+        raise no_token(asked.rows[number].prompt, -1 - int(lengths[number]))
+
+
+class NativeSteps:
+    """The logits of single steps, for callers that choose the tokens themselves: a cache of ``slots`` rows."""
+
+    def __init__(self, decoder: NativeDecoder, slots: int, capacity: int, threads: int) -> None:
+        self._decoder, core = decoder, decoder.core
+        types: dict[str, tuple[tuple[Any, ...], Any]] = {
+            "new": ((c_int, c_void_p, c_int64, c_int64, c_int), c_void_p),
+            "free": ((c_int, c_void_p), None),
+            "admit": ((c_int, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64), c_int),
+            "step": ((c_int, c_void_p, c_void_p, c_void_p, c_int64, c_void_p), c_int),
+        }
+        self._call = {name: core.library.bind(f"lt_session_{name}", *form) for name, form in types.items()}
+        self.device, self.vocabulary = torch.device("cpu"), decoder.vocabulary
+        self._slots, self._busy = torch.arange(slots, device="cpu"), torch.zeros(slots, dtype=torch.bool, device="cpu")
+        self._session = self._call["new"](core.narrow, decoder.address, slots, capacity, threads)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._session:
+            self._call["free"](self._decoder.core.narrow, self._session)
+            self._session = None
+
+    __del__ = close
+
+    def admit(self, prompts: Sequence[TokenIds], slots: Int64[Tensor, " n"], which: Int64[Tensor, " n"]) -> None:
+        """See ``wave.Steps``."""
+        tokens, offset = _laid(prompts)
+        real = self._slots[slots]
+        self._busy[slots] = True
+        self._checked("admit", tokens, offset, len(prompts), real, which, len(real))
+
+    def step(self, tokens: Int64[Tensor, " r"]) -> Float[Tensor, "r v"]:
+        """See ``wave.Steps``. Nothing is computed for free slots."""
+        busy = self._busy.nonzero().squeeze(1)
+        logits = torch.empty(len(busy), self.vocabulary, device="cpu")
+        self._checked("step", self._slots[busy], tokens[busy], len(busy), logits)
+        if len(busy) == len(tokens):
+            return logits
+        return logits.new_zeros(len(tokens), self.vocabulary).index_copy(0, busy, logits)
+
+    def park(self, slot: int) -> None:
+        """See ``wave.Steps``."""
+        self._busy[slot] = False
+
+    def keep(self, rows: Int64[Tensor, " n"]) -> None:
+        """See ``wave.Steps``."""
+        self._slots, self._busy = self._slots[rows], self._busy[rows]
+
+    def _checked(self, name: str, *arguments: Any) -> None:
+        values = (at(a) if isinstance(a, Tensor) else a for a in arguments)
+        if self._call[name](self._decoder.core.narrow, self._session, *values) != _DONE:
+            raise MemoryError("no memory is left for keys and values: fewer slots, or shorter replies")
+
+
+def no_token(prompt: int, tokens: int) -> LongthoughtError:
+    """What is said when a distribution is empty or not finite."""
+    return LongthoughtError(
+        f"no token can be drawn after {tokens} tokens of a reply to prompt {prompt}: its logits are "
+        "NaN, infinite, or all −∞. Either the weights have diverged, or bad_tokens, min_tokens or a processor "
+        "leave no token, or the temperature is too close to 0 (use 0 for greedy)"
+    )
+
+
+def _layer(layer: PackedLayer) -> _Layer:
+    matrices = (getattr(layer, name).panels for name in _POINTERS[:4])
+    return _Layer(*map(at, matrices), *(at(getattr(layer, name)) for name in _POINTERS[4:]))
+
+
+def _laid(prompts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
+    """Prompts end to end, and where each begins."""
+    tokens = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int32, device="cpu")
+    return tokens, torch.tensor(list(accumulate(map(len, prompts), initial=0)), dtype=torch.int64, device="cpu")
+
+
+def _signed(key: int) -> int:
+    return key - 2**64 if key >= 2**63 else key

@@ -1,0 +1,135 @@
+"""One block of the decoder in the native core, forward and backward: the same equations as ``transformer.Block``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longthought.models.config import ModelConfig
+from longthought.models.kernels.core import Core, Pairs, Panels, Rows, numbers, zeros
+from longthought.models.kernels.packed import PackedLayer
+from longthought.models.transformer import Block
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which token stands where. ``segments``: start, length and parent of every run of tokens, (3, count) int64."""
+
+    positions: Tensor
+    segments: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+def parameters(block: nn.Module) -> tuple[Tensor | None, ...]:
+    """What ``NativeBlock`` gives gradients to, in the order of its arguments."""
+    assert isinstance(block, Block)
+    a, m = block.self_attn, block.mlp
+    linears = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
+    norms = (block.input_layernorm, block.post_attention_layernorm, a.q_norm, a.k_norm)
+    return (
+        *(one.weight for one in linears),
+        *(one.bias for one in linears),
+        *(getattr(one, "weight", None) for one in norms),
+    )
+
+
+class NativeBlock(torch.autograd.Function):
+    """x + attention(norm(x)), and to that the gated net of its norm.  x: (S, D) float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, core: Core, config: ModelConfig, w: PackedLayer, where: Where, x: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        tokens, heads = len(x), _heads(config)
+        h, inverse = _norm(core, x, w.attention_norm, config.rms_norm_eps)
+        raw = core.put(h, Panels(w.qkv.panels), numbers(tokens, w.qkv.panels.shape[0]), w.qkv_bias)
+        qkv = core.items(*raw.shape)
+        core.call("rotary", raw, heads, w.q_gain, w.k_gain, config.rms_norm_eps, where.cos, where.sin,
+                  where.positions, tokens, qkv)  # fmt: skip
+        o, lse = core.items(tokens, w.out.panels.shape[1]), numbers(tokens, config.num_attention_heads)
+        core.call("attention", qkv, heads, *where.segments, where.segments.shape[1], o, lse)
+        middle = core.add(Rows(o), Panels(w.out.panels), x.clone(), w.out_bias)
+        h, inverse_2 = _norm(core, middle, w.ffn_norm, config.rms_norm_eps)
+        both, a = core.items(tokens, w.gate_up.panels.shape[0]), core.items(tokens, w.down.panels.shape[1])
+        core.gated(h, Panels(w.gate_up.panels), a, both, w.gate_up_bias)
+        out = core.add(Rows(a), Panels(w.down.panels), middle.clone(), w.down_bias)
+        ctx.core, ctx.config, ctx.weights, ctx.where = core, config, w, where
+        kept = raw if w.q_gain is not None else None
+        ctx.save_for_backward(x, inverse, kept, qkv, o, lse, middle, inverse_2, both)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        core, config, w, where = ctx.core, ctx.config, ctx.weights, ctx.where
+        x, inverse, raw, qkv, o, lse, middle, inverse_2, both = ctx.saved_tensors
+        tokens, width = x.shape
+        ffn, heads = w.down.panels.shape[1], _heads(config)
+        dx = grad.clone(memory_format=torch.contiguous_format)
+        dx_rows, dx_pairs = core.to_rows(dx), core.to_pairs(dx)
+        d_down_bias = _sum(dx, w.down_bias)
+        # the gated net
+        da = core.put(dx_rows, Pairs(w.down.pairs), core.items(tokens, ffn))
+        d_both, d_both_pairs = core.items(tokens, 2 * ffn), core.pairs(tokens, 2 * ffn)
+        a_pairs = core.pairs(tokens, ffn)
+        core.call("swiglu_backward", da, both, tokens, ffn, d_both, d_both_pairs, a_pairs)
+        d_down = core.add(dx_pairs, Pairs(a_pairs), zeros(width, ffn))
+        dh = core.put(Rows(d_both), Pairs(w.gate_up.pairs), numbers(tokens, width))
+        h_pairs, d_ffn_norm = core.pairs(tokens, width), zeros(width)
+        core.call("rms_norm_backward", middle, w.ffn_norm, inverse_2, dh, tokens, width, dx, d_ffn_norm, h_pairs,
+                  dx_rows.items, dx_pairs.items)  # fmt: skip
+        d_gate_up = core.add(Pairs(d_both_pairs), Pairs(h_pairs), zeros(2 * ffn, width))
+        d_gate, d_up = _parted(d_gate_up)
+        d_gate_bias, d_up_bias = (None, None) if w.gate_up_bias is None else _parted(d_both.float().sum(0)[:, None])
+        # attention
+        d_out_bias = _sum(dx, w.out_bias)
+        d_o = core.put(dx_rows, Pairs(w.out.pairs), core.items(*o.shape))
+        d_out = core.add(dx_pairs, core.to_pairs(o), zeros(width, o.shape[1]))
+        d_qkv = numbers(*qkv.shape)
+        core.call("attention_backward", qkv, o, d_o, lse, heads, *where.segments, where.segments.shape[1], d_qkv)
+        d_rows, d_pairs = core.items(*qkv.shape), core.pairs(*qkv.shape)
+        d_gains = [None if g is None else zeros(config.head_dim) for g in (w.q_gain, w.k_gain)]
+        core.call("rotary_backward", d_qkv, raw, heads, w.q_gain, w.k_gain, config.rms_norm_eps, where.cos, where.sin,
+                  where.positions, tokens, *d_gains, d_rows, d_pairs)  # fmt: skip
+        dh = core.put(Rows(d_rows), Pairs(w.qkv.pairs), dh)
+        d_attention_norm = zeros(width)
+        core.call("rms_norm_backward", x, w.attention_norm, inverse, dh, tokens, width, dx, d_attention_norm, h_pairs,
+                  None, None)  # fmt: skip
+        d_all = core.add(Pairs(d_pairs), Pairs(h_pairs), zeros(qkv.shape[1], width))
+        sizes = [int(n) * config.head_dim for n in (heads[0], heads[1], heads[1])]
+        d_biases = (None,) * 3 if w.qkv_bias is None else d_qkv.sum(0).split(sizes)
+        return (
+            None, None, None, None, dx,
+            *d_all.split(sizes), d_out, d_gate, d_up, d_down,
+            *d_biases, d_out_bias, _flat(d_gate_bias), _flat(d_up_bias), d_down_bias,
+            d_attention_norm, d_ffn_norm, *d_gains,
+        )  # fmt: skip
+
+
+def _heads(config: ModelConfig) -> Tensor:
+    return torch.tensor([config.num_attention_heads, config.num_key_value_heads, config.head_dim], device="cpu")
+
+
+def _norm(core: Core, x: Tensor, gain: Tensor, eps: float) -> tuple[Rows, Tensor]:
+    y, inverse = core.items(*x.shape), numbers(len(x))
+    core.call("rms_norm", x, gain, eps, *x.shape, y, inverse)
+    return Rows(y), inverse
+
+
+def _parted(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Gate and up of rows whose pieces of 16 take turns, (2 F, D) → two (F, D)."""
+    pieces = both.view(-1, 2, 16, both.shape[1])
+    return pieces[:, 0].reshape(-1, both.shape[1]), pieces[:, 1].reshape(-1, both.shape[1])
+
+
+def _flat(column: Tensor | None) -> Tensor | None:
+    return None if column is None else column.flatten()
+
+
+def _sum(rows: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else rows.sum(0)

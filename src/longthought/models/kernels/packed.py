@@ -1,0 +1,129 @@
+"""The weights of a decoder as the native core reads them: packed once, for many passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from longthought.models.config import ModelConfig
+from longthought.models.kernels.core import PANEL, Core, Matrix
+from longthought.models.lora import AdaptedLinear
+from longthought.models.transformer import Block, RMSNorm, Transformer
+
+_WIDEST_HEAD = 1024
+
+
+def unsupported(model: nn.Module) -> str:
+    """Why the native core cannot run a model, in words; empty if it can."""
+    if not isinstance(model, Transformer):
+        return f"a {type(model).__name__} has no native kernels"
+    head = model.model.embed_tokens.weight
+    if head.device.type != "cpu":
+        return f"the weights are on {head.device}, and the core runs on the CPU"
+    if head.dtype not in (torch.float32, torch.bfloat16):
+        return f"the weights are of {head.dtype}, and the core reads float32 and bfloat16"
+    return unfit(model.config)
+
+
+def unfit(config: ModelConfig) -> str:
+    """Why the native core cannot run a model of these shapes; empty if it can."""
+    for name in ("hidden_size", "intermediate_size", "head_dim"):
+        size = getattr(config, name)
+        if size % PANEL:
+            return f"{name}={size} is not a multiple of {PANEL}"
+    if config.head_dim > _WIDEST_HEAD:
+        return f"head_dim={config.head_dim} is above {_WIDEST_HEAD}"
+    return ""
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One block. Norms and gains are the model's own tensors; ``*_bias`` and gains may be missing."""
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
+    qkv_bias: Tensor | None
+    out_bias: Tensor | None
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+    attention_norm: Tensor
+    ffn_norm: Tensor
+    q_gain: Tensor | None
+    k_gain: Tensor | None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A decoder. ``core``: the functions that read it."""
+
+    core: Core
+    config: ModelConfig
+    layers: tuple[PackedLayer, ...]
+    head: Matrix
+    norm: Tensor
+    embedding: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@torch.no_grad()
+def pack(model: Transformer, core: Core, backward: bool = False) -> Packed:
+    """The weights as they are now; a LoRA is merged. backward: also the layouts that a backward pass reads."""
+    return Packed(
+        core,
+        model.config,
+        tuple(_layer(block, core, backward) for block in model.model.layers),
+        core.matrix([model.lm_head.weight], backward),
+        _float(model.model.norm.weight),
+        model.model.embed_tokens.weight.detach(),
+        model.cos,
+        model.sin,
+    )
+
+
+def _layer(block: nn.Module, core: Core, backward: bool) -> PackedLayer:
+    assert isinstance(block, Block)
+    attention, mlp = block.self_attn, block.mlp
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    both = (mlp.gate_proj, mlp.up_proj)
+    return PackedLayer(
+        core.matrix([weight(one) for one in qkv], backward),
+        core.matrix([weight(attention.o_proj)], backward),
+        core.matrix([weight(one) for one in both], backward, alternate=True),
+        core.matrix([weight(mlp.down_proj)], backward),
+        None if qkv[0].bias is None else torch.cat([_float(one.bias) for one in qkv]),
+        _bias(attention.o_proj),
+        None if both[0].bias is None else alternating([_float(one.bias) for one in both]),
+        _bias(mlp.down_proj),
+        _float(block.input_layernorm.weight),
+        _float(block.post_attention_layernorm.weight),
+        gain(attention.q_norm),
+        gain(attention.k_norm),
+    )
+
+
+def weight(linear: nn.Linear) -> Tensor:
+    """The matrix that a layer multiplies by."""
+    return linear.merged() if isinstance(linear, AdaptedLinear) else linear.weight.detach()
+
+
+def gain(norm: nn.Module) -> Tensor | None:
+    """The gain of a norm; None where there is no norm."""
+    return _float(norm.weight) if isinstance(norm, RMSNorm) else None
+
+
+def alternating(parts: list[Tensor]) -> Tensor:
+    """Vectors (F,) cut into pieces of 16 that take turns, (2 F,)."""
+    return torch.stack([part.view(-1, PANEL) for part in parts], 1).flatten()
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else _float(linear.bias)
+
+
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()

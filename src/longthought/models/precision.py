@@ -1,0 +1,52 @@
+"""What computes a decoder, and in which precision: the native core where it can, PyTorch elsewhere.
+
+    auto        the fastest that this machine has: bfloat16 on a GPU and on CPUs with AVX512-BF16, else float32
+    float32     products of float32 numbers
+    bfloat16    products of bfloat16 numbers, summed in float32
+
+Weights, gradients, norms, the residual stream and log-probs are float32 in all of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from longthought.models.kernels.core import Core, core
+from longthought.models.kernels.library import available, wish
+from longthought.models.kernels.native import NativeTransformer
+from longthought.models.kernels.packed import unsupported
+from longthought.models.lora import is_adapted
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def native(model: nn.Module, precision: Precision) -> Core | None:
+    """The functions of the native core that compute this model; None where PyTorch does."""
+    library = available()
+    if library is None or unsupported(model):
+        return None
+    if library.name == "plain" and wish() != "plain":
+        return None  # slower than PyTorch's own products
+    narrow = precision == "bfloat16" or (precision == "auto" and library.name == "avx512")
+    return core(library, torch.bfloat16 if narrow else torch.float32)
+
+
+def computed(model: nn.Module, precision: Precision, backward: bool) -> Any:
+    """``model`` as it is now, in a form that is called as a ``Transformer`` is; itself where PyTorch computes it.
+
+    backward: whether gradients will be asked for.
+    """
+    found = None if is_adapted(model) else native(model, precision)
+    return model if found is None else NativeTransformer(model, found, backward)  # type: ignore[arg-type]
+
+
+def autocast(model: nn.Module, precision: Precision) -> AbstractContextManager[Any]:
+    """Where PyTorch computes: products in bfloat16, if that is the precision."""
+    device = next(model.parameters()).device.type
+    if native(model, precision) is not None or precision == "float32" or (precision == "auto" and device == "cpu"):
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16)
