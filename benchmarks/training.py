@@ -54,7 +54,8 @@ def padded_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, sett
     loss = 0.0
     for rows in torch.arange(len(batch.tokens)).split(settings.micro):
         part = batch.select(rows)
-        assert part.logp_old is not None and part.advantage is not None
+        assert part.logp_old is not None
+        assert part.advantage is not None
         attention = (torch.arange(part.tokens.shape[1]) < part.lengths[:, None]).long()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             logp = logprobs(model, part, attention, settings.head).float()

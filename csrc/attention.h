@@ -75,12 +75,7 @@ void attention(const typename E::Item* qkv, Heads h, Segments s, typename E::Ite
                         long t = 0;
                         for (; t < valid; t += 16) {
                             Lanes e = exp((load(row + t) - all(most)) * all(scale));
-                            if (t + 16 > valid) {  // exp of -∞ is not 0 but small
-                                float cut[16];
-                                store(cut, e);
-                                for (long k = valid - t; k < 16; k++) cut[k] = 0;
-                                e = load(cut);
-                            }
+                            if (t + 16 > valid) e = first(e, valid - t);  // exp of -∞ is not 0 but small
                             total = total + e;
                             store(weight + t, e);
                         }
@@ -107,12 +102,14 @@ void attention_backward(const typename E::Item* qkv, const typename E::Item* o, 
     const float scale = 1.0f / std::sqrt(float(C));
     std::vector<Item> keys, values, ds_rows;
     std::vector<Word> key_panels, key_pairs, value_panels, p_pairs, ds_pairs, q_pairs(QUERIES * C), do_pairs(QUERIES * C);
-    std::vector<float> scores, dp, dk, dv;
+    std::vector<float> scores, dp;
     for (long i = 0; i < s.count; i++) {
         const long n = s.length[i], p = s.parent[i] < 0 ? 0 : s.length[s.parent[i]], T = p + n, wide = up(T, 16);
         scores.resize(QUERIES * wide), dp.resize(QUERIES * wide), ds_rows.resize(QUERIES * wide);
         p_pairs.resize(QUERIES * wide), ds_pairs.resize(QUERIES * wide);
         key_panels.resize(wide * words), value_panels.resize(wide * words), key_pairs.assign(wide / E::per * C, 0);
+        float *own = d + s.start[i] * W, *before = p ? d + s.start[s.parent[i]] * W : nullptr;
+        for (long r = 0; r < n; r++) std::memset(own + r * W + h.queries * C, 0, 2 * h.keys * C * sizeof(float));
         for (long kv = 0; kv < h.keys; kv++) {
             const long key_at = (h.queries + kv) * C, value_at = (h.queries + h.keys + kv) * C;
             gather(qkv + key_at, s, i, W, C, keys);
@@ -120,7 +117,6 @@ void attention_backward(const typename E::Item* qkv, const typename E::Item* o, 
             to_panels<E>(keys.data(), T, C, C, key_panels.data());
             to_panels<E>(values.data(), T, C, C, value_panels.data());
             to_pairs<E>(keys.data(), T, C, C, key_pairs.data());
-            dk.assign(C * wide, 0), dv.assign(C * wide, 0);
             for (long q = 0; q < n; q += QUERIES)
                 for (long head = kv * group; head < (kv + 1) * group; head++) {
                     const long rows = std::min(QUERIES, n - q), seen = up(p + q + rows, 16), at = s.start[i] + q;
@@ -130,28 +126,25 @@ void attention_backward(const typename E::Item* qkv, const typename E::Item* o, 
                                Put<float>{scores.data(), wide});
                     product<E>(by_rows(given, OW / E::per), of_panels(value_panels.data(), words), rows, seen / 16, words,
                                Put<float>{dp.data(), wide});
-                    float delta[QUERIES];
+                    Lanes delta[QUERIES], norm[QUERIES];
                     for (long r = 0; r < rows; r++) {
                         Lanes along = zero();
                         for (long c = 0; c < C; c += 16)
                             along = fma(load(given + r * OW + c), load(said + r * OW + c), along);
-                        delta[r] = sum(along);
+                        delta[r] = all(sum(along)), norm[r] = all(-lse[(at + r) * h.queries + head]);
                     }
                     struct Two { Lanes p, ds; };
                     auto one = [&](long r, long t) -> Two {
-                        if (r >= rows) return {zero(), zero()};
                         const long valid = p + q + r + 1;
-                        Lanes weight = exp(fma(load(&scores[r * wide + t]), all(scale),
-                                               all(-lse[(at + r) * h.queries + head])));
-                        if (t + 16 > valid) {
-                            float cut[16];
-                            store(cut, weight);
-                            for (long k = std::max(0L, valid - t); k < 16; k++) cut[k] = 0;
-                            weight = load(cut);
+                        if (r >= rows) return {zero(), zero()};
+                        Two out{zero(), zero()};
+                        if (t < valid) {
+                            out.p = exp(fma(load(&scores[r * wide + t]), all(scale), norm[r]));
+                            if (t + 16 > valid) out.p = first(out.p, valid - t);
+                            out.ds = out.p * (load(&dp[r * wide + t]) - delta[r]) * all(scale);
                         }
-                        Lanes ds = weight * (load(&dp[r * wide + t]) - all(delta[r])) * all(scale);
-                        store(&ds_rows[r * wide + t], ds);
-                        return {weight, ds};
+                        store(&ds_rows[r * wide + t], out.ds);
+                        return out;
                     };
                     for (long r = 0; r < rows; r += E::per)
                         for (long t = 0; t < seen; t += 16) {
@@ -169,21 +162,15 @@ void attention_backward(const typename E::Item* qkv, const typename E::Item* o, 
                                seen / E::per, Put<float>{d + at * W + head * C, W});
                     to_pairs<E>(query, rows, C, W, q_pairs.data());
                     to_pairs<E>(given, rows, C, OW, do_pairs.data());
-                    const long reduced = up(rows, E::per) / E::per;
-                    product<E>(by_pairs(q_pairs.data(), C), of_pairs(ds_pairs.data(), wide), C, seen / 16, reduced,
-                               Add{dk.data(), wide});
-                    product<E>(by_pairs(do_pairs.data(), C), of_pairs(p_pairs.data(), wide), C, seen / 16, reduced,
-                               Add{dv.data(), wide});
+                    auto gradient = [&](const Word* weights, const Word* of, long where) {
+                        const long reduced = up(rows, E::per) / E::per;
+                        const Right right = of_pairs(of, C);
+                        if (p) product<E>(by_pairs(weights, wide), right, p, C / 16, reduced, Add{before + where, W});
+                        product<E>(by_pairs(weights + p, wide), right, q + rows, C / 16, reduced, Add{own + where, W});
+                    };
+                    gradient(ds_pairs.data(), q_pairs.data(), key_at);
+                    gradient(p_pairs.data(), do_pairs.data(), value_at);
                 }
-            for (long t = 0; t < T; t++) {
-                const long row = t < p ? s.start[s.parent[i]] + t : s.start[i] + t - p;
-                float *to_k = d + row * W + key_at, *to_v = d + row * W + value_at;
-                for (long c = 0; c < C; c++) {
-                    const float k = dk[c * wide + t], v = dv[c * wide + t];
-                    to_k[c] = t < p ? to_k[c] + k : k;
-                    to_v[c] = t < p ? to_v[c] + v : v;
-                }
-            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "decoder.h"
+#include "feedforward.h"
 #include "generate.h"
 #include "head.h"
 #include "pointwise.h"
@@ -10,16 +11,21 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Runs ``body`` with E as the kind of word that is wanted.
+// Does something with E as the kind of word that is wanted, and gives the status.
 #define WITH_WORDS(narrow, ...)           \
     do {                                  \
-        if (narrow) {                     \
-            using E = BF16;               \
-            __VA_ARGS__;                  \
-        } else {                          \
-            using E = F32;                \
-            __VA_ARGS__;                  \
+        try {                             \
+            if (narrow) {                 \
+                using E = BF16;           \
+                __VA_ARGS__;              \
+            } else {                      \
+                using E = F32;            \
+                __VA_ARGS__;              \
+            }                             \
+        } catch (const std::bad_alloc&) { \
+            return NO_MEMORY;             \
         }                                 \
+        return DONE;                      \
     } while (0)
 
 using namespace lt;
@@ -67,35 +73,33 @@ EXPORT int lt_pack(int narrow, int wide, int kind, const void* x, int64_t rows, 
         if (wide) put((const float*)x);
         else put((const bf16*)x);
     });
-    return DONE;
 }
 
-constexpr long REDUCED = 256;  // words of one sum before it is added to the result
+constexpr long REDUCED = 512;  // words of one sum before it is added to the result
 
 // C (rows, panels · 16) = A B. left 0: A in rows, 1: in pairs; right 1: B in pairs, 2: in panels; widths as ``by_rows`` …
-// say. result 0: float32, 1: items, 2: added to float32, 3: gated unit to ``out``, gate and up to ``beside``.
+// say. result 0: float32, 1: items, 2: float32, added to ``from`` (or to ``out``).
 EXPORT int lt_product(int narrow, int left, const void* a, int64_t a_width, int right, const void* b, int64_t b_width,
                       int64_t rows, int64_t panels, int64_t words, int result, void* out, int64_t width,
-                      const float* bias, void* beside) {
+                      const float* bias, const float* from) {
     WITH_WORDS(narrow, {
         using Item = typename E::Item;
         Left x = left ? by_pairs(a, a_width) : by_rows(a, a_width);
         Right y = right == 1 ? of_pairs(b, b_width) : of_panels(b, b_width);
-        if (result == 0) product<E>(x, y, rows, panels, words, Put<float>{(float*)out, width, bias});
-        if (result == 1) product<E>(x, y, rows, panels, words, Put<Item>{(Item*)out, width, bias});
-        if (result == 2)
-            for (long k = 0; k < words; k += REDUCED)
-                product<E>(Left{x.base + k * x.step, x.row, x.step}, Right{y.base + k * y.step, y.step, y.panel}, rows,
-                           panels, std::min(REDUCED, long(words - k)), Add{(float*)out, width, k ? nullptr : bias});
-        if (result == 3) product<E>(x, y, rows, panels, words, Swiglu<Item>{(Item*)out, width, (Item*)beside, bias});
+        if (result == 1) return product<E>(x, y, rows, panels, words, Put<Item>{(Item*)out, width, bias}), int(DONE);
+        for (long k = 0; k < words; k += REDUCED) {
+            const long some = std::min(REDUCED, long(words - k));
+            const Left a_part = {x.base + k * x.step, x.row, x.step};
+            const Right b_part = {y.base + k * y.step, y.step, y.panel};
+            if (result == 0 && k == 0) product<E>(a_part, b_part, rows, panels, some, Put<float>{(float*)out, width, bias});
+            else product<E>(a_part, b_part, rows, panels, some, Add((float*)out, width, k ? nullptr : from, k ? nullptr : bias));
+        }
     });
-    return DONE;
 }
 
 EXPORT int lt_rms_norm(int narrow, const float* x, const float* g, float eps, int64_t rows, int64_t width, void* y,
                        float* inverse) {
     WITH_WORDS(narrow, rms_norm(x, g, eps, rows, width, (typename E::Item*)y, inverse));
-    return DONE;
 }
 
 EXPORT int lt_rms_norm_backward(int narrow, const float* x, const float* g, const float* inverse, const float* dy,
@@ -103,14 +107,12 @@ EXPORT int lt_rms_norm_backward(int narrow, const float* x, const float* g, cons
                                 void* dx_pairs) {
     WITH_WORDS(narrow, rms_norm_backward<E>(x, g, inverse, dy, rows, width, dx, dg, (Word*)y_pairs,
                                             (typename E::Item*)dx_rows, (Word*)dx_pairs));
-    return DONE;
 }
 
 EXPORT int lt_rotary(int narrow, const float* qkv, const int64_t* heads, const float* q_gain, const float* k_gain,
                      float eps, const float* cos, const float* sin, const int64_t* positions, int64_t rows, void* out) {
     WITH_WORDS(narrow, rotary(qkv, Heads{heads[0], heads[1], heads[2]}, q_gain, k_gain, eps, cos, sin, positions, rows,
                               (typename E::Item*)out));
-    return DONE;
 }
 
 EXPORT int lt_rotary_backward(int narrow, float* d, const float* qkv, const int64_t* heads, const float* q_gain,
@@ -119,16 +121,25 @@ EXPORT int lt_rotary_backward(int narrow, float* d, const float* qkv, const int6
                               void* d_pairs) {
     WITH_WORDS(narrow, rotary_backward<E>(d, qkv, Heads{heads[0], heads[1], heads[2]}, q_gain, k_gain, eps, cos, sin,
                                           positions, rows, dq_gain, dk_gain, (typename E::Item*)d_rows, (Word*)d_pairs));
-    return DONE;
 }
 
-EXPORT int lt_swiglu_backward(int narrow, const void* da, const void* both, int64_t rows, int64_t width, void* d_rows,
-                              void* d_pairs, void* a_pairs) {
+// Matrices in panels.
+EXPORT int lt_feedforward(int narrow, const void* gate_up, const void* down, const float* gate_up_bias,
+                          const float* down_bias, const void* h, const float* x, int64_t rows, int64_t width,
+                          int64_t ffn, float* out, void* both) {
+    WITH_WORDS(narrow, feedforward<E>(Gated{(const Word*)gate_up, (const Word*)down, gate_up_bias, down_bias, width, ffn},
+                                      (const typename E::Item*)h, x, rows, out, (typename E::Item*)both));
+}
+
+// Matrices in pairs.
+EXPORT int lt_feedforward_backward(int narrow, const void* gate_up, const void* down, const void* d_out,
+                                   const void* both, int64_t rows, int64_t width, int64_t ffn, float* dh, void* d_both,
+                                   void* a) {
     WITH_WORDS(narrow, {
         using Item = typename E::Item;
-        swiglu_backward<E>((const Item*)da, (const Item*)both, rows, width, (Item*)d_rows, (Word*)d_pairs, (Word*)a_pairs);
+        feedforward_backward<E>(Gated{(const Word*)gate_up, (const Word*)down, nullptr, nullptr, width, ffn},
+                                (const Item*)d_out, (const Item*)both, rows, dh, (Word*)d_both, (Word*)a);
     });
-    return DONE;
 }
 
 EXPORT int lt_attention(int narrow, const void* qkv, const int64_t* heads, const int64_t* start, const int64_t* length,
@@ -138,7 +149,6 @@ EXPORT int lt_attention(int narrow, const void* qkv, const int64_t* heads, const
         attention<E>((const Item*)qkv, Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments},
                      (Item*)o, lse);
     });
-    return DONE;
 }
 
 EXPORT int lt_attention_backward(int narrow, const void* qkv, const void* o, const void* d_o, const float* lse,
@@ -149,14 +159,12 @@ EXPORT int lt_attention_backward(int narrow, const void* qkv, const void* o, con
         attention_backward<E>((const Item*)qkv, (const Item*)o, (const Item*)d_o, lse,
                               Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments}, d);
     });
-    return DONE;
 }
 
 EXPORT int lt_head(int narrow, const void* panels, int64_t vocabulary, int64_t width, float sharpness, const void* h,
                    const int64_t* targets, int64_t rows, float* logp, float* entropy, float* lse) {
     WITH_WORDS(narrow, head_forward<E>(Head{(const Word*)panels, nullptr, vocabulary, width, sharpness},
                                        (const typename E::Item*)h, targets, rows, logp, entropy, lse));
-    return DONE;
 }
 
 EXPORT int lt_head_backward(int narrow, const void* panels, const void* pairs, int64_t vocabulary, int64_t width,
@@ -165,13 +173,10 @@ EXPORT int lt_head_backward(int narrow, const void* panels, const void* pairs, i
                             float* dw) {
     WITH_WORDS(narrow, head_backward<E>(Head{(const Word*)panels, (const Word*)pairs, vocabulary, width, sharpness},
                                         (const typename E::Item*)h, targets, lse, entropy, d_logp, d_entropy, rows, dh, dw));
-    return DONE;
 }
 
 EXPORT int lt_generate(int narrow, const Decoder* decoder, const Request* request, Report report) {
-    Status status = DONE;
-    WITH_WORDS(narrow, status = Generation<E>(*decoder, *request).run(report));
-    return status;
+    WITH_WORDS(narrow, return Generation<E>(*decoder, *request).run(report));
 }
 
 EXPORT void* lt_session_new(int narrow, const Decoder* decoder, int64_t slots, int64_t capacity, int threads) {
@@ -179,20 +184,16 @@ EXPORT void* lt_session_new(int narrow, const Decoder* decoder, int64_t slots, i
                   : (void*)new Session<F32>(*decoder, slots, capacity, threads);
 }
 
-EXPORT void lt_session_free(int narrow, void* session) {
+EXPORT int lt_session_free(int narrow, void* session) {
     WITH_WORDS(narrow, delete (Session<E>*)session);
 }
 
 EXPORT int lt_session_admit(int narrow, void* session, const int32_t* tokens, const int64_t* offset, int64_t prompts,
                             const int64_t* slots, const int64_t* which, int64_t count) {
-    Status status = DONE;
-    WITH_WORDS(narrow, status = ((Session<E>*)session)->admit(tokens, offset, prompts, slots, which, count));
-    return status;
+    WITH_WORDS(narrow, return ((Session<E>*)session)->admit(tokens, offset, prompts, slots, which, count));
 }
 
 EXPORT int lt_session_step(int narrow, void* session, const int64_t* slots, const int64_t* tokens, int64_t count,
                            float* logits) {
-    Status status = DONE;
-    WITH_WORDS(narrow, status = ((Session<E>*)session)->step(slots, tokens, count, logits));
-    return status;
+    WITH_WORDS(narrow, return ((Session<E>*)session)->step(slots, tokens, count, logits));
 }

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "pointwise.h"
+#include "feedforward.h"
 
 namespace lt {
 
@@ -56,10 +56,12 @@ struct Segment {
     }
 };
 
+// One token, number ``at`` of its segment ``own``. It sees the first ``before`` tokens of ``prefix``, and those of its
+// own segment from number ``from`` (a multiple of 16) on.
 template <class E>
-struct Row {  // one token: number ``at`` of its segment, behind the first ``before`` tokens of another
+struct Row {
     int32_t token;
-    long position, before, at;
+    long position, before, from, at;
     Segment<E>*prefix, *own;
 };
 
@@ -67,6 +69,7 @@ struct Row {  // one token: number ``at`` of its segment, behind the first ``bef
 template <class E>
 class Pass {
     using Item = typename E::Item;
+    static constexpr long TOGETHER = 16;  // rows whose queries meet their prefix in one product
 
 public:
     explicit Pass(const Decoder& decoder) : d(decoder) {}
@@ -76,7 +79,7 @@ public:
         const Heads h = d.heads();
         const long D = d.width, per = E::per, OW = h.queries * h.width;
         x.resize(n * D), normed.resize(n * D), raw.resize(n * h.all()), qkv.resize(n * h.all()), o.resize(n * OW);
-        hidden.resize(n * d.ffn), places.resize(n);
+        places.resize(n);
         for (long r = 0; r < n; r++) {
             places[r] = rows[r].position;
             embed(rows[r].token, &x[r * D]);
@@ -92,14 +95,16 @@ public:
                     const Item* key = &qkv[r * h.all() + (h.queries + kv) * h.width];
                     rows[r].own->put(d, l, kv, rows[r].at, key, key + h.keys * h.width);
                 }
-            for (long r = 0; r < n; r++) attend(rows[r], l, &qkv[r * h.all()], &o[r * OW]);
+            for (long r = 0, some; r < n; r += some) {
+                for (some = 1; some < TOGETHER && r + some < n && rows[r + some].prefix == rows[r].prefix &&
+                               rows[r + some].before == rows[r].before;) some++;
+                attend(rows + r, some, l, &qkv[r * h.all()], &o[r * OW]);
+            }
             product<E>(by_rows(o.data(), OW / per), of_panels(w.out, OW / per), n, D / 16, OW / per,
-                       Add{x.data(), D, w.out_bias});
+                       Add{x.data(), D, nullptr, w.out_bias});
             rms_norm(x.data(), w.ffn_norm, d.eps, n, D, normed.data(), nullptr);
-            product<E>(by_rows(normed.data(), D / per), of_panels(w.gate_up, D / per), n, d.ffn / 8, D / per,
-                       Swiglu<Item>{hidden.data(), d.ffn, nullptr, w.gate_up_bias});
-            product<E>(by_rows(hidden.data(), d.ffn / per), of_panels(w.down, d.ffn / per), n, D / 16, d.ffn / per,
-                       Add{x.data(), D, w.down_bias});
+            feedforward<E>(Gated{w.gate_up, w.down, w.gate_up_bias, w.down_bias, D, d.ffn}, normed.data(), x.data(), n,
+                           x.data(), nullptr);
         }
         if (!wanted) return nullptr;
         rms_norm(x.data(), d.norm, d.eps, n, D, normed.data(), nullptr);
@@ -117,7 +122,7 @@ public:
         for (long first = 0; first < n; first += CHUNK) {
             rows.clear();
             for (long t = first; t < std::min(n, first + CHUNK); t++)
-                rows.push_back({tokens[t], t, 0, t, nullptr, &into});
+                rows.push_back({tokens[t], t, first, first, t, &into, &into});
             run(rows.data(), long(rows.size()), false);
         }
     }
@@ -130,48 +135,55 @@ private:
             std::memcpy(to, (const float*)d.embedding + token * d.width, d.width * sizeof(float));
     }
 
-    // The query heads that share a key head are rows of one product.
-    void attend(const Row<E>& row, long layer, const Item* q, Item* out) {
-        const long C = d.head_width, per = E::per, group = d.queries / d.keys;
-        const long before = row.before, own = row.at + 1, gap = up(before, 16), wide = gap + up(own, 16);
+    // Rows with one prefix. The queries of all of them, of all heads that share a key head, meet it in one product.
+    void attend(const Row<E>* rows, long n, long layer, const Item* q, Item* out) {
+        const Heads h = d.heads();
+        const long C = h.width, per = E::per, group = h.queries / h.keys, before = rows->before, gap = up(before, 16);
+        long longest = 0;
+        for (long r = 0; r < n; r++) longest = std::max(longest, rows[r].at + 1 - rows[r].from);
+        const long wide = gap + up(longest, 16), all_rows = n * group;
         const float scale = 1.0f / std::sqrt(float(C));
-        scores.resize(group * wide), weights.resize(group * wide), sums.resize(group * C);
-        for (long kv = 0; kv < d.keys; kv++, q += group * C, out += group * C) {
-            const Left query = by_rows(q, C / per);
+        queries.resize(all_rows * C), sums.resize(all_rows * C);
+        scores.resize(all_rows * wide), weights.resize(all_rows * wide), factor.resize(all_rows);
+        for (long kv = 0; kv < h.keys; kv++) {
+            for (long r = 0; r < n; r++)
+                std::memcpy(&queries[r * group * C], q + r * h.all() + kv * group * C, group * C * sizeof(Item));
             if (before)
-                product<E>(query, of_panels(row.prefix->keys(d, layer, kv), C / per), group, gap / 16, C / per,
-                           Put<float>{scores.data(), wide});
-            product<E>(query, of_panels(row.own->keys(d, layer, kv), C / per), group, (wide - gap) / 16, C / per,
-                       Put<float>{scores.data() + gap, wide});
-            for (long g = 0; g < group; g++)
-                factor[g] = 1.0f / soften(&scores[g * wide], before, gap, gap + own, wide, scale, &weights[g * wide]);
-            const Left weight = by_rows(weights.data(), wide / per), later = {weight.base + gap / per, wide / per, 1};
-            product<E>(later, of_pairs(row.own->values(d, layer, kv), C), group, C / 16, up(own, per) / per,
-                       Put<float>{sums.data(), C});
+                product<E>(by_rows(queries.data(), C / per), of_panels(rows->prefix->keys(d, layer, kv), C / per), all_rows,
+                           gap / 16, C / per, Put<float>{scores.data(), wide});
+            for (long r = 0; r < n; r++) {
+                const Row<E>& row = rows[r];
+                const long own = row.at + 1 - row.from, first = r * group;
+                product<E>(by_rows(&queries[first * C], C / per),
+                           of_panels(row.own->keys(d, layer, kv) + row.from * (C / per), C / per), group,
+                           up(own, 16) / 16, C / per, Put<float>{&scores[first * wide + gap], wide});
+                for (long g = first; g < first + group; g++)
+                    factor[g] = 1.0f / soften(&scores[g * wide], before, gap, gap + own, scale, &weights[g * wide]);
+                product<E>(Left{(const Word*)&weights[first * wide + gap], wide / per, 1},
+                           of_pairs(row.own->values(d, layer, kv) + row.from / per * C, C), group, C / 16,
+                           up(own, per) / per, Put<float>{&sums[first * C], C});
+            }
             if (before)
-                product<E>(weight, of_pairs(row.prefix->values(d, layer, kv), C), group, C / 16, up(before, per) / per,
-                           Add{sums.data(), C});
-            for (long g = 0; g < group; g++)
-                for (long c = 0; c < C; c += 16) store(out + g * C + c, load(&sums[g * C + c]) * all(factor[g]));
+                product<E>(by_rows(weights.data(), wide / per), of_pairs(rows->prefix->values(d, layer, kv), C), all_rows,
+                           C / 16, up(before, per) / per, Add{sums.data(), C});
+            for (long g = 0; g < all_rows; g++) {
+                Item* to = out + g / group * h.queries * C + (kv * group + g % group) * C;
+                for (long c = 0; c < C; c += 16) store(to + c, load(&sums[g * C + c]) * all(factor[g]));
+            }
         }
     }
 
     // e^(scale (s - max s)) over [0, before) and [gap, end), 0 elsewhere; returns the sum.
-    static float soften(float* s, long before, long gap, long end, long wide, float scale, Item* out) {
+    static float soften(float* s, long before, long gap, long end, float scale, Item* out) {
         for (long t = before; t < gap; t++) s[t] = -INFINITY;
-        for (long t = end; t < wide; t++) s[t] = -INFINITY;
+        for (long t = end; t < up(end, 16); t++) s[t] = -INFINITY;
         Lanes top = load(s), total = zero();
-        for (long t = 16; t < wide; t += 16) top = max(top, load(s + t));
+        for (long t = 16; t < end; t += 16) top = max(top, load(s + t));
         const float most = highest(top);
-        for (long t = 0; t < wide; t += 16) {
+        for (long t = 0; t < end; t += 16) {
+            const long valid = (t < gap ? before : end) - t;
             Lanes e = exp((load(s + t) - all(most)) * all(scale));
-            if ((t < gap && t + 16 > before) || t + 16 > end) {
-                float cut[16];
-                store(cut, e);
-                for (long k = 0; k < 16; k++)
-                    if (s[t + k] == -INFINITY) cut[k] = 0;
-                e = load(cut);
-            }
+            if (valid < 16) e = first(e, valid);  // exp of -∞ is not 0 but small
             total = total + e;
             store(out + t, e);
         }
@@ -179,10 +191,9 @@ private:
     }
 
     const Decoder& d;
-    std::vector<float> x, raw, logits, scores, sums;
-    std::vector<Item> normed, qkv, o, hidden, weights;
+    std::vector<float> x, raw, logits, scores, sums, factor;
+    std::vector<Item> normed, qkv, o, queries, weights;
     std::vector<int64_t> places;
-    float factor[1024];
 };
 
 }  // namespace lt

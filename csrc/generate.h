@@ -113,14 +113,21 @@ public:
     Status run(Report report) {
         std::vector<std::thread> threads;
         running = int(shares.size());
-        for (size_t t = 0; t < shares.size(); t++) threads.emplace_back([this, t] { work(t); });
+        try {
+            for (size_t t = 0; t < shares.size(); t++) threads.emplace_back([this, t] { work(t); });
+        } catch (const std::exception&) {  // the machine gives no more threads: those that are there take their rows
+            std::lock_guard<std::mutex> lock(mutex);
+            running -= int(shares.size() - threads.size());
+            if (threads.empty()) fail(NO_MEMORY);
+        }
         std::unique_lock<std::mutex> lock(mutex);
         std::vector<int32_t> told;
+        bool ended = false;  // by the one who is told
         while (running || !finished.empty()) {
             if (running) wake.wait_for(lock, std::chrono::milliseconds(20));
             told.swap(finished);
             lock.unlock();
-            if (report && report(told.data(), int64_t(told.size()))) fail(STOPPED);
+            if (report && !ended && report(told.data(), int64_t(told.size()))) ended = true, fail(STOPPED);
             told.clear();
             lock.lock();
         }
@@ -169,7 +176,7 @@ private:
             for (auto& slot : slots) {
                 if (slot.row < 0) continue;
                 const int64_t p = r.prompt[slot.row], before = r.offset[p + 1] - r.offset[p] - 1;
-                rows.push_back({slot.token, before + slot.written, before, slot.written, &prompts[p].segment, &slot.segment});
+                rows.push_back({slot.token, before + slot.written, before, 0, slot.written, &prompts[p].segment, &slot.segment});
                 busy.push_back(&slot);
             }
             if (busy.empty()) return;

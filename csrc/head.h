@@ -52,7 +52,7 @@ void head_forward(const Head& head, const typename E::Item* h, const int64_t* ta
                 const float peak = std::max(top[r], highest(most));
                 Lanes m = zero(), e = zero();
                 for (long c = 0; c < count; c += 16) {
-                    Lanes v = max(load(row + c), all(-1e30f)), x = exp(v - all(peak));
+                    Lanes v = max(all(-1e30f), load(row + c)), x = exp(v - all(peak));
                     m = m + x, e = fma(v, x, e);
                 }
                 const double shrink = std::exp(double(top[r]) - double(peak));
@@ -86,7 +86,7 @@ void head_backward(const Head& head, const typename E::Item* h, const int64_t* t
                 float* row = z.data() + r * HEAD_COLUMNS;
                 const long i = start + r, target = targets[i] - first;
                 for (long c = 0; c < wide; c += 16) {
-                    Lanes log_p = max(load(row + c), all(-1e30f)) - all(lse[i]), p = exp(log_p);
+                    Lanes log_p = max(all(-1e30f), load(row + c)) - all(lse[i]), p = exp(log_p);
                     Lanes pull = fma(all(d_entropy[i]), log_p + all(entropy[i]), all(d_logp[i]));
                     store(row + c, (zero() - p) * pull * all(head.sharpness));
                 }

@@ -55,25 +55,26 @@ void rms_norm_backward(const float* x, const float* g, const float* inverse, con
     }
 }
 
-// Heads of ``width`` numbers whose halves are rotated: (a, b) → (a cos - b sin, b cos + a sin). Inverse: sin negated.
+// Heads of ``width`` numbers whose halves are rotated: (a, b) → (a cos - b sin, b cos + a sin). Inverse: sign -1.
 inline void rotate(const float* x, const float* cos, const float* sin, float sign, long width, float* y) {
-    long half = width / 2;
-    auto turn = [&](long c, auto from, auto to) {
-        auto a = from(x + c), b = from(x + half + c), s = from(sin + c);
-        auto ca = from(cos + c);
-        if constexpr (sizeof(a) == sizeof(float)) {
-            to(y + c, a * ca - sign * b * s);
-            to(y + half + c, b * ca + sign * a * s);
-        } else {
-            Lanes turned = all(sign) * s;
-            to(y + c, a * ca - b * turned);
-            to(y + half + c, b * ca + a * turned);
-        }
-    };
+    const long half = width / 2;
+    if (width == 16) {
+        float signs[16];
+        for (int i = 0; i < 16; i++) signs[i] = i < 8 ? -sign : sign;
+        Lanes v = load(x);
+        return store(y, fma(swapped(v) * load(signs), load(sin), v * load(cos)));
+    }
     long c = 0;
-    for (; c + 16 <= half; c += 16)
-        turn(c, [](const float* p) { return load(p); }, [](float* p, Lanes v) { store(p, v); });
-    for (; c < half; c++) turn(c, [](const float* p) { return *p; }, [](float* p, float v) { *p = v; });
+    for (; c + 16 <= half; c += 16) {
+        Lanes a = load(x + c), b = load(x + half + c), turned = all(sign) * load(sin + c);
+        store(y + c, a * load(cos + c) - b * turned);
+        store(y + half + c, b * load(cos + c) + a * turned);
+    }
+    for (; c < half; c++) {
+        const float a = x[c], b = x[half + c], turned = sign * sin[c];
+        y[c] = a * cos[c] - b * turned;
+        y[half + c] = b * cos[c] + a * turned;
+    }
 }
 
 struct Heads {
@@ -124,9 +125,11 @@ void rotary_backward(float* d, const float* qkv, Heads h, const float* q_gain, c
                 std::memcpy(at, turned, h.width * sizeof(float));
             }
         }
+        const long first = r / E::per * E::per;
+        if (r + 1 < rows && r + 1 < first + E::per) continue;
+        to_rows<E>(d + first * h.all(), r + 1 - first, h.all(), h.all(), d_rows + first * h.all());
+        to_pairs<E>(d + first * h.all(), r + 1 - first, h.all(), h.all(), d_pairs + first / E::per * h.all());
     }
-    to_rows<E>(d, rows, h.all(), h.all(), d_rows);
-    to_pairs<E>(d, rows, h.all(), h.all(), d_pairs);
 }
 
 // a = silu(g) u:  ∂g = ∂a u σ(g) (1 + g (1 - σ(g))),  ∂u = ∂a silu(g).  ``both``: panels of g and u in turn.

@@ -8,6 +8,7 @@
 // the result depends on that row of A and on B alone, bit for bit.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -70,16 +71,21 @@ inline void strip(Left a, Right b, long words, long m, long rows, long p, Out& o
     }
 }
 
+constexpr long BLOCK = 96;  // rows of A that stay in the cache while they meet all of B
+
 template <class E, class Out>
 void product(Left a, Right b, long rows, long panels, long words, Out out) {
-    long p = 0;
+    for (long m = 0; m < rows; m += BLOCK) {
+        const long end = std::min(rows, m + BLOCK);
+        long p = 0;
 #if defined(LT_AVX512)
-    if (rows <= 2)  // few rows: wide tiles hide the latency of the sums
-        for (; p + 8 <= panels; p += 8) strip<E, 2, 8>(a, b, words, 0, rows, p, out);
+        if (rows <= 2)  // few rows: wide tiles hide the latency of the sums
+            for (; p + 8 <= panels; p += 8) strip<E, 2, 8>(a, b, words, m, end, p, out);
 #endif
-    for (; p + TILE_PANELS <= panels; p += TILE_PANELS) strip<E, TILE_ROWS, TILE_PANELS>(a, b, words, 0, rows, p, out);
-    for (; p + 2 <= panels; p += 2) strip<E, TILE_ROWS, 2>(a, b, words, 0, rows, p, out);
-    for (; p < panels; p++) strip<E, TILE_ROWS, 1>(a, b, words, 0, rows, p, out);
+        for (; p + TILE_PANELS <= panels; p += TILE_PANELS) strip<E, TILE_ROWS, TILE_PANELS>(a, b, words, m, end, p, out);
+        for (; p + 2 <= panels; p += 2) strip<E, TILE_ROWS, 2>(a, b, words, m, end, p, out);
+        for (; p < panels; p++) strip<E, TILE_ROWS, 1>(a, b, words, m, end, p, out);
+    }
 }
 
 #else  // the same sums in plain loops
@@ -115,16 +121,17 @@ struct Put {  // C = A B (+ bias)
     }
 };
 
-struct Add {  // C += A B (+ bias)
+struct Add {  // C = from + A B (+ bias)
     float* c;
     long width;
+    const float* from;
     const float* bias = nullptr;
+    Add(float* c, long width, const float* from = nullptr, const float* bias = nullptr)
+        : c(c), width(width), from(from ? from : c), bias(bias) {}
     Lanes start(long, long p) const { return bias ? load(bias + 16 * p) : zero(); }
     template <int P> void finish(long m, long p, const Lanes* x) const {
-        for (int j = 0; j < P; j++) {
-            float* at = c + m * width + 16 * (p + j);
-            store(at, load(at) + x[j]);
-        }
+        const long at = m * width + 16 * p;
+        for (int j = 0; j < P; j++) store(c + at + 16 * j, load(from + at + 16 * j) + x[j]);
     }
 };
 

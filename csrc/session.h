@@ -48,7 +48,7 @@ public:
                 Slot& slot = slots[where[i]];
                 slot.segment.reserve(d, capacity);
                 const int64_t before = slot.prompt->length;
-                rows.push_back({int32_t(tokens[i]), before + slot.written, before, slot.written, &slot.prompt->segment,
+                rows.push_back({int32_t(tokens[i]), before + slot.written, before, 0, slot.written, &slot.prompt->segment,
                                 &slot.segment});
                 slot.written++;
             }
@@ -71,8 +71,14 @@ private:
             }
         };
         std::vector<std::thread> others;
-        for (size_t t = 1; t < passes.size() && int64_t(t) < count; t++) others.emplace_back(work, t);
+        const size_t shares = std::min(passes.size(), size_t(count));
+        size_t t = 1;
+        try {
+            for (; t < shares; t++) others.emplace_back(work, t);
+        } catch (const std::exception&) {  // the machine gives no more threads: the rest is done here
+        }
         work(0);
+        for (; t < shares; t++) work(t);
         for (auto& other : others) other.join();
         return failed ? NO_MEMORY : DONE;
     }

@@ -61,6 +61,12 @@ inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Lanes round(Lanes a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 inline Lanes scale2(Lanes a, Lanes n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a · 2ⁿ
+inline Lanes swapped(Lanes a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)}; }  // the upper eight first
+inline Lanes inverse(Lanes a) {  // one Newton step behind 14 bits
+    __m512 y = _mm512_rcp14_ps(a.v);
+    return {_mm512_mul_ps(y, _mm512_fnmadd_ps(a.v, y, _mm512_set1_ps(2.0f)))};
+}
+inline Lanes first(Lanes a, long n) { return {_mm512_maskz_mov_ps(__mmask16((1u << n) - 1), a.v)}; }  // then zeros
 inline float sum(Lanes a) { return _mm512_reduce_add_ps(a.v); }
 inline float highest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
 inline Lanes dot_bf16(Lanes c, Words a, Words b) {
@@ -128,6 +134,14 @@ inline __m256 scale2(__m256 x, __m256 n) {
     return _mm256_mul_ps(_mm256_mul_ps(x, power2(half)), power2(_mm256_sub_ps(n, half)));
 }
 inline Lanes scale2(Lanes x, Lanes n) { return {scale2(x.a, n.a), scale2(x.b, n.b)}; }
+inline Lanes swapped(Lanes x) { return {x.b, x.a}; }
+inline Lanes first(Lanes x, long n) {
+    const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256 a = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), place));
+    __m256 b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(int(n) - 8), place));
+    return {_mm256_and_ps(x.a, a), _mm256_and_ps(x.b, b)};
+}
+inline Lanes inverse(Lanes x) { return all(1.0f) / x; }
 inline float sum(Lanes x) {
     float v[8];
     _mm256_storeu_ps(v, _mm256_add_ps(x.a, x.b));
@@ -186,6 +200,9 @@ inline Lanes dot_bf16(Lanes c, Words a, Words b) {
                        + as_float(a.v[i] << 16) * as_float(b.v[i] << 16));
 }
 inline Lanes dot_f32(Lanes c, Words a, Words b) { LT_EACH(Lanes, c.v[i] + as_float(a.v[i]) * as_float(b.v[i])); }
+inline Lanes swapped(Lanes a) { LT_EACH(Lanes, a.v[(i + 8) % 16]); }
+inline Lanes first(Lanes a, long n) { LT_EACH(Lanes, i < n ? a.v[i] : 0.0f); }
+inline Lanes inverse(Lanes a) { LT_EACH(Lanes, 1.0f / a.v[i]); }
 inline float sum(Lanes a) {
     float s = 0;
     for (int i = 0; i < 16; i++) s += a.v[i];
@@ -202,7 +219,7 @@ inline float highest(Lanes a) {
 // eˣ, to two units in the last place: x = n ln 2 + r, and a polynomial in r (Cephes). 0 below -87, no overflow guard.
 #if defined(LT_AVX512) || defined(LT_AVX2)
 inline Lanes exp(Lanes x) {
-    x = max(min(x, all(88.72f)), all(-87.3f));
+    x = max(all(-87.3f), min(all(88.72f), x));  // in this order NaN stays NaN
     Lanes n = round(x * all(1.44269504088896341f));
     Lanes r = fma(n, all(-0.693359375f), x);
     r = fma(n, all(2.12194440e-4f), r);
@@ -218,7 +235,7 @@ inline Lanes exp(Lanes x) {
 inline Lanes exp(Lanes x) { LT_EACH(Lanes, std::exp(x.v[i])); }
 #endif
 
-inline Lanes sigmoid(Lanes x) { return all(1.0f) / (all(1.0f) + exp(all(0.0f) - x)); }
+inline Lanes sigmoid(Lanes x) { return inverse(all(1.0f) + exp(zero() - x)); }
 
 // What a word holds: ``Item`` is a stored number, ``per`` of them make a word.
 struct F32 {

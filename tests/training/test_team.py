@@ -18,7 +18,8 @@ from longthought.engine.engine import Engine
 from longthought.engine.sharding import ShardedEngine
 from longthought.training.learner import PolicyLearner
 from longthought.training.optimizer import AdamW, MuonAdamW, OptimizerSettings, Schedule
-from longthought.training.sharding import ShardedLearner, shards
+from longthought.training.packing import shards
+from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 
 ADAM, MUON = AdamW(lr=1e-2), MuonAdamW(schedule=Schedule(2, 0.5))

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -259,8 +261,7 @@ class Update(NamedTuple):
 
 def rows_of(sequences: list[TokenIds]) -> Rows:
     """Pad token sequences on the right."""
-    lengths = torch.tensor([len(s) for s in sequences], dtype=torch.int64)
-    tokens = torch.zeros(len(sequences), int(lengths.max()) if sequences else 0, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-    return Rows(tokens, lengths)
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    tokens = np.zeros((len(sequences), int(lengths.max(initial=0))), dtype=np.int64)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.fromiter(chain.from_iterable(sequences), np.int64)
+    return Rows(torch.from_numpy(tokens), torch.from_numpy(lengths))

@@ -23,7 +23,7 @@ from longthought.stages.method import Method
 from longthought.stages.rl import RL
 from longthought.training.batching import lay_out
 from longthought.training.learner import PolicyLearner
-from longthought.training.sharding import shards
+from longthought.training.packing import shards
 
 BOUND = 1e-6  # relative
 _SMALL = 1e-12

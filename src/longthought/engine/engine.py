@@ -126,7 +126,7 @@ class Engine:
         if decoder is None:
             steps = TorchSteps(self.model, slots, longest)
         else:
-            steps = NativeSteps(decoder, slots, params.max_tokens, self.threads)
+            steps = NativeSteps(decoder, slots, min(params.max_tokens, context), self.threads)
         wave = Wave(steps, prompts, params, slots, longest)
         groups: list[list[Completion | None]] = [[None] * params.count for _ in prompts]
         missing = [params.count] * len(prompts)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from itertools import accumulate
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -104,46 +106,50 @@ class Asked:
     stop_tokens: Sequence[int]
 
 
+class _Replies:
+    """Where C writes what was asked for: row i from ``starts[i]`` on, ``lengths[i]`` tokens once it has ended."""
+
+    def __init__(self, asked: Asked, version: int) -> None:
+        self.asked, self.version = asked, version
+        self.starts = list(accumulate((row.limit for row in asked.rows), initial=0))
+        self.drawn = torch.empty(self.starts[-1], dtype=torch.int32, device="cpu")
+        self.logprobs = torch.empty(self.starts[-1], device="cpu")
+        self.lengths = torch.zeros(len(asked.rows), dtype=torch.int64, device="cpu")
+        self._stop = frozenset(asked.stop_tokens)
+        self._rows: dict[int, list[int]] = {}
+        for number, row in enumerate(asked.rows):
+            self._rows.setdefault(row.prompt, []).append(number)
+
+    def of(self, prompt: int) -> list[Completion]:
+        """The completions of a prompt, in the order of its rows."""
+        return [self._completion(number) for number in self._rows[prompt]]
+
+    def _completion(self, number: int) -> Completion:
+        row, first = self.asked.rows[number], self.starts[number]
+        ids = tuple(self.drawn[first : first + int(self.lengths[number])].tolist())
+        finish = Finish.STOP
+        if ids[-1] not in self._stop:
+            finish = Finish.BUDGET if row.bounded else Finish.LENGTH
+        return Completion(ids, tuple(self.logprobs[first : first + len(ids)].tolist()), finish, self.version)
+
+
 def generate(decoder: NativeDecoder, asked: Asked, threads: int, slots: int, finished: Finished, version: int) -> None:
     """Sample every row; ``finished`` is given the completions of a prompt as soon as all of them are there.
 
     slots: the most rows that all threads together keep going. Raises LongthoughtError where no token can be drawn,
     MemoryError, and what ``finished`` raises.
     """
-    limits = [row.limit for row in asked.rows]
-    starts = list(accumulate(limits, initial=0))
-    drawn = torch.empty(starts[-1], dtype=torch.int32, device="cpu")
-    logprobs = torch.empty(starts[-1], device="cpu")
-    lengths = torch.zeros(len(asked.rows), dtype=torch.int64, device="cpu")
+    replies = _Replies(asked, version)
     stops = torch.zeros(decoder.vocabulary, dtype=torch.uint8, device="cpu")
     stops[torch.tensor(asked.stop_tokens, dtype=torch.int64, device="cpu")] = 1
     tokens, offset = _laid(asked.prompts)
-    keys = torch.tensor([_signed(row.key) for row in asked.rows], dtype=torch.int64, device="cpu")
     prompt = torch.tensor([row.prompt for row in asked.rows], dtype=torch.int32, device="cpu")
-    limit, start = (torch.tensor(values, dtype=torch.int64, device="cpu") for values in (limits, starts))
-    usual = sum(map(len, asked.prompts)) / len(asked.prompts) + sum(limits) / len(limits) / 2
+    keys, limit, start = (
+        torch.tensor(values, dtype=torch.int64, device="cpu")
+        for values in ([_signed(row.key) for row in asked.rows], [row.limit for row in asked.rows], replies.starts)
+    )
+    usual = sum(map(len, asked.prompts)) / len(asked.prompts) + replies.starts[-1] / len(asked.rows) / 2
     wave = min(decoder.wave(usual), -(-slots // threads), -(-len(asked.rows) // threads))
-    rows_of: dict[int, list[int]] = {}
-    for number, row in enumerate(asked.rows):
-        rows_of.setdefault(row.prompt, []).append(number)
-    stop, failure = frozenset(asked.stop_tokens), list[BaseException]()
-
-    def completion(number: int) -> Completion:
-        row, first = asked.rows[number], starts[number]
-        ids = tuple(drawn[first : first + int(lengths[number])].tolist())
-        finish = Finish.STOP
-        if ids[-1] not in stop:
-            finish = Finish.BUDGET if row.bounded else Finish.LENGTH
-        return Completion(ids, tuple(logprobs[first : first + len(ids)].tolist()), finish, version)
-
-    def report(some: Any, count: int) -> int:
-        try:  # an exception must not end in C
-            for place in range(count):
-                finished(some[place], [completion(number) for number in rows_of[some[place]]])
-        except BaseException as error:
-            failure.append(error)
-        return int(bool(failure))
-
     request = _Request(
         len(asked.prompts),
         len(asked.rows),
@@ -151,17 +157,40 @@ def generate(decoder: NativeDecoder, asked: Asked, threads: int, slots: int, fin
         asked.temperature,
         threads,
         wave,
-        *map(at, (drawn, logprobs, start, lengths)),
+        *map(at, (replies.drawn, replies.logprobs, start, replies.lengths)),
     )
-    run = decoder.core.library.bind("lt_generate", (c_int, c_void_p, c_void_p, _Report), c_int)
-    status = run(decoder.core.narrow, decoder.address, ctypes.addressof(request), _Report(report))
-    if failure:
-        raise failure[0]
+    status = _run(decoder, request, lambda number: finished(number, replies.of(number)))
     if status == _NO_MEMORY:
         raise MemoryError("no memory is left for the keys and values of the replies: fewer slots, or shorter replies")
     if status == _NO_TOKEN:
-        number = int((lengths < 0).nonzero()[0])
-        raise no_token(asked.rows[number].prompt, -1 - int(lengths[number]))
+        number = int((replies.lengths < 0).nonzero()[0])
+        raise no_token(asked.rows[number].prompt, -1 - int(replies.lengths[number]))
+
+
+def _run(decoder: NativeDecoder, request: _Request, done: Callable[[int], object]) -> int:
+    """The status in which C ends. ``done`` is told of every prompt in this thread; what it raises ends C, too."""
+    run = decoder.core.library.bind("lt_generate", (c_int, c_void_p, c_void_p, _Report), c_int)
+    told: SimpleQueue[list[int] | int] = SimpleQueue()  # prompts that are done; at last, the status
+    ended = Event()
+
+    def report(some: Any, count: int) -> int:
+        if count:
+            told.put(some[:count])
+        return int(ended.is_set())
+
+    def work() -> None:  # not in this thread: an interrupt must not end in C
+        told.put(run(decoder.core.narrow, decoder.address, ctypes.addressof(request), _Report(report)))
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        while isinstance(news := told.get(), list):
+            for number in news:
+                done(number)
+        return news
+    finally:
+        ended.set()
+        thread.join()
 
 
 class NativeSteps:
@@ -171,7 +200,7 @@ class NativeSteps:
         self._decoder, core = decoder, decoder.core
         types: dict[str, tuple[tuple[Any, ...], Any]] = {
             "new": ((c_int, c_void_p, c_int64, c_int64, c_int), c_void_p),
-            "free": ((c_int, c_void_p), None),
+            "free": ((c_int, c_void_p), c_int),
             "admit": ((c_int, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64), c_int),
             "step": ((c_int, c_void_p, c_void_p, c_void_p, c_int64, c_void_p), c_int),
         }

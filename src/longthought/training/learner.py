@@ -15,7 +15,7 @@ from longthought.core.errors import NotFinite, RunMismatch, SettingsError
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows, Update
 from longthought.models import lora
-from longthought.models.precision import Precision, autocast, computed
+from longthought.models.precision import Precision, autocast, computed, native
 from longthought.models.transformer import Transformer
 from longthought.training.optimizer import OptimizerSettings, set_lr
 from longthought.training.packing import layout, micro_batches, prompts_of
@@ -169,6 +169,7 @@ class PolicyLearner:
         self.model, self.settings = model, settings
         self.head: Head = head or LogprobHead(temperature, settings.head_chunk)
         self.optimizers = optimizer.build(model)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         self._schedule, self._steps, self._version = optimizer.schedule, steps, 0
 
     @property
@@ -180,6 +181,11 @@ class PolicyLearner:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is computed once for all of its replies that are in a micro-batch."""
+        return not lora.is_adapted(self.model) and native(self.model, self.settings.precision) is not None
 
     def step(self, batch: Batch, objective: Objective) -> Update:
         """One optimizer step. Its metrics are ``loss``, the means of the objective's metrics over the batch's weight,
@@ -194,7 +200,7 @@ class PolicyLearner:
         """Add the batch's gradient to the parameters' and count what was seen on the way."""
         tally, output = Tally(), _blank(batch)
         model = computed(self.model, self.settings.precision, backward=True)
-        prompts = prompts_of(batch) if getattr(model, "shares_prompts", False) else None
+        prompts = prompts_of(batch) if self.shares_prompts else None
         for index in micro_batches(batch.lengths, self.settings.micro_tokens, prompts):
             micro = batch.select(index).to(self.device)
             with autocast(self.model, self.settings.precision):
@@ -207,7 +213,7 @@ class PolicyLearner:
 
     def apply(self, tally: Tally) -> Metrics:
         """Step with the gradient that was accumulated."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_norm)
+        norm = clip([p.grad for p in self._trained if p.grad is not None], self.settings.max_norm)
         if not torch.isfinite(norm):
             self.model.zero_grad(set_to_none=True)
             raise NotFinite(
@@ -270,6 +276,15 @@ class PolicyLearner:
         trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
         frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         return {k: v for k, v in self.model.state_dict().items() if not frozen or k in trained}
+
+
+def clip(gradients: list[Tensor], largest: float) -> Tensor:
+    """Scale gradients, in place, to an L2 norm of at most ``largest`` over all of them; returns the norm before."""
+    if not gradients:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def _blank(rows: Rows) -> PolicyOutput:

@@ -12,6 +12,9 @@ from torch import Tensor
 from longthought.core.types import Batch, Rows
 from longthought.models.attention import PackedAttention
 
+_PROMPTS = 4  # for every shard, at least, where prompts are not cut
+_WORTH = 8  # tokens of a prompt below which sharing it costs more than it saves
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -80,6 +83,8 @@ def layout(rows: Rows, needed: Bool[Tensor, "n t"], share: bool) -> Layout:
 
 def _spans(needed: Bool[Tensor, "n t"]) -> tuple[list[int], list[int]]:
     """First and last needed token of every row; 1 and 1 where none is, so that no row is empty."""
+    if not needed.numel():
+        return [1] * len(needed), [1] * len(needed)
     place = torch.arange(needed.shape[1], device=needed.device)
     some = needed.any(1)
     last = torch.where(some, torch.where(needed, place, 0).amax(1), 1)
@@ -88,9 +93,12 @@ def _spans(needed: Bool[Tensor, "n t"]) -> tuple[list[int], list[int]]:
 
 
 def _same_prompt(tokens: list[list[int]], first: Sequence[int]) -> list[int]:
-    """For every row the first one that has the same tokens before its first needed one."""
+    """For every row the first one that has the same tokens before its first needed one; itself for a short prompt."""
     seen: dict[tuple[int, ...], int] = {}
-    return [seen.setdefault(tuple(row[:end]), number) for number, (row, end) in enumerate(zip(tokens, first))]
+    return [
+        number if end < _WORTH else seen.setdefault(tuple(row[:end]), number)
+        for number, (row, end) in enumerate(zip(tokens, first))
+    ]
 
 
 def micro_batches(
@@ -120,6 +128,31 @@ def micro_batches(
         cuts[-1].append(row)
         room, inside = room - cost, number
     return [torch.tensor(cut) for cut in cuts]
+
+
+def shards(
+    lengths: Int[Tensor, " n"], count: int, prompts: Sequence[tuple[int, int]] | None = None
+) -> list[Int[Tensor, " _"]]:
+    """Row indices of ``count`` shards with nearly equal numbers of tokens; empty ones are left out.
+
+    The longest row goes to the lightest shard, and so on: a function of the lengths alone. With ``prompts`` (see
+    ``micro_batches``) the rows of a prompt stay together, if there are prompts enough for the shards to be even.
+    """
+    sizes: list[int] = lengths.tolist()
+    units: dict[int, list[int]] = {}
+    for row in range(len(sizes)):
+        units.setdefault(prompts[row][0] if prompts is not None else row, []).append(row)
+    if prompts is not None and len(units) < _PROMPTS * count:
+        return shards(lengths, count)
+    shared = [0 if prompts is None else prompts[rows[0]][1] * (len(rows) - 1) for rows in units.values()]
+    weights = [sum(sizes[row] for row in rows) - less for rows, less in zip(units.values(), shared)]
+    heaps: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for weight, rows in sorted(zip(weights, units.values()), key=lambda pair: -pair[0]):
+        lightest = loads.index(min(loads))
+        heaps[lightest] += rows
+        loads[lightest] += weight
+    return [torch.tensor(sorted(heap)) for heap in heaps if heap]
 
 
 def prompts_of(batch: Batch) -> list[tuple[int, int]]:

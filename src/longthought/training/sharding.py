@@ -6,29 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, PolicyOutput, Rows, Update
 from longthought.training.learner import PolicyLearner, Tally
 from longthought.training.optimizer import Muon, cost
+from longthought.training.packing import prompts_of, shards
 from longthought.training.team import Handler, Team, share, shared
-
-
-def shards(lengths: Int[Tensor, " n"], count: int) -> list[Int[Tensor, " _"]]:
-    """Row indices of ``count`` shards with nearly equal numbers of tokens; empty ones are left out.
-
-    The longest row goes to the lightest shard, and so on: a function of the lengths alone.
-    """
-    heaps: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    sizes: list[int] = lengths.tolist()
-    for row in torch.argsort(lengths, descending=True, stable=True).tolist():
-        lightest = loads.index(min(loads))
-        heaps[lightest].append(row)
-        loads[lightest] += sizes[row]
-    return [torch.tensor(sorted(heap)) for heap in heaps if heap]
 
 
 class ShardedLearner:
@@ -74,7 +60,8 @@ class ShardedLearner:
         team = self._joined
         if team.size == 1:
             return self.learner.step(batch, objective)
-        parts = shards(batch.lengths, team.size)
+        prompts = prompts_of(batch) if self.learner.shares_prompts else None
+        parts = shards(batch.lengths, team.size, prompts)
         seen = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
         self._add(len(parts))
         total: Tally = seen[0][0]

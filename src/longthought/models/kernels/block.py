@@ -53,11 +53,11 @@ class NativeBlock(torch.autograd.Function):
                   where.positions, tokens, qkv)  # fmt: skip
         o, lse = core.items(tokens, w.out.panels.shape[1]), numbers(tokens, config.num_attention_heads)
         core.call("attention", qkv, heads, *where.segments, where.segments.shape[1], o, lse)
-        middle = core.add(Rows(o), Panels(w.out.panels), x.clone(), w.out_bias)
+        middle = core.plus(x, Rows(o), Panels(w.out.panels), w.out_bias)
         h, inverse_2 = _norm(core, middle, w.ffn_norm, config.rms_norm_eps)
-        both, a = core.items(tokens, w.gate_up.panels.shape[0]), core.items(tokens, w.down.panels.shape[1])
-        core.gated(h, Panels(w.gate_up.panels), a, both, w.gate_up_bias)
-        out = core.add(Rows(a), Panels(w.down.panels), middle.clone(), w.down_bias)
+        both, out = core.items(tokens, 2 * config.intermediate_size), numbers(*x.shape)
+        core.call("feedforward", w.gate_up.panels, w.down.panels, w.gate_up_bias, w.down_bias, h.items, middle,
+                  *x.shape, config.intermediate_size, out, both)  # fmt: skip
         ctx.core, ctx.config, ctx.weights, ctx.where = core, config, w, where
         kept = raw if w.q_gain is not None else None
         ctx.save_for_backward(x, inverse, kept, qkv, o, lse, middle, inverse_2, both)
@@ -74,22 +74,20 @@ class NativeBlock(torch.autograd.Function):
         dx_rows, dx_pairs = core.to_rows(dx), core.to_pairs(dx)
         d_down_bias = _sum(dx, w.down_bias)
         # the gated net
-        da = core.put(dx_rows, Pairs(w.down.pairs), core.items(tokens, ffn))
-        d_both, d_both_pairs = core.items(tokens, 2 * ffn), core.pairs(tokens, 2 * ffn)
-        a_pairs = core.pairs(tokens, ffn)
-        core.call("swiglu_backward", da, both, tokens, ffn, d_both, d_both_pairs, a_pairs)
-        d_down = core.add(dx_pairs, Pairs(a_pairs), zeros(width, ffn))
-        dh = core.put(Rows(d_both), Pairs(w.gate_up.pairs), numbers(tokens, width))
+        d_both, a, dh = core.pairs(tokens, 2 * ffn), core.pairs(tokens, ffn), numbers(tokens, width)
+        core.call("feedforward_backward", w.gate_up.pairs, w.down.pairs, dx_rows.items, both, tokens, width, ffn, dh,
+                  d_both, a)  # fmt: skip
+        d_down = core.put(dx_pairs, Pairs(a), numbers(width, ffn))
         h_pairs, d_ffn_norm = core.pairs(tokens, width), zeros(width)
         core.call("rms_norm_backward", middle, w.ffn_norm, inverse_2, dh, tokens, width, dx, d_ffn_norm, h_pairs,
                   dx_rows.items, dx_pairs.items)  # fmt: skip
-        d_gate_up = core.add(Pairs(d_both_pairs), Pairs(h_pairs), zeros(2 * ffn, width))
+        d_gate_up = core.put(Pairs(d_both), Pairs(h_pairs), numbers(2 * ffn, width))
         d_gate, d_up = _parted(d_gate_up)
-        d_gate_bias, d_up_bias = (None, None) if w.gate_up_bias is None else _parted(d_both.float().sum(0)[:, None])
+        d_gate_bias, d_up_bias = (None, None) if w.gate_up_bias is None else _parted(_by_column(d_both, core.per))
         # attention
         d_out_bias = _sum(dx, w.out_bias)
         d_o = core.put(dx_rows, Pairs(w.out.pairs), core.items(*o.shape))
-        d_out = core.add(dx_pairs, core.to_pairs(o), zeros(width, o.shape[1]))
+        d_out = core.put(dx_pairs, core.to_pairs(o), numbers(width, o.shape[1]))
         d_qkv = numbers(*qkv.shape)
         core.call("attention_backward", qkv, o, d_o, lse, heads, *where.segments, where.segments.shape[1], d_qkv)
         d_rows, d_pairs = core.items(*qkv.shape), core.pairs(*qkv.shape)
@@ -100,7 +98,7 @@ class NativeBlock(torch.autograd.Function):
         d_attention_norm = zeros(width)
         core.call("rms_norm_backward", x, w.attention_norm, inverse, dh, tokens, width, dx, d_attention_norm, h_pairs,
                   None, None)  # fmt: skip
-        d_all = core.add(Pairs(d_pairs), Pairs(h_pairs), zeros(qkv.shape[1], width))
+        d_all = core.put(Pairs(d_pairs), Pairs(h_pairs), numbers(qkv.shape[1], width))
         sizes = [int(n) * config.head_dim for n in (heads[0], heads[1], heads[1])]
         d_biases = (None,) * 3 if w.qkv_bias is None else d_qkv.sum(0).split(sizes)
         return (
@@ -125,6 +123,11 @@ def _parted(both: Tensor) -> tuple[Tensor, Tensor]:
     """Gate and up of rows whose pieces of 16 take turns, (2 F, D) → two (F, D)."""
     pieces = both.view(-1, 2, 16, both.shape[1])
     return pieces[:, 0].reshape(-1, both.shape[1]), pieces[:, 1].reshape(-1, both.shape[1])
+
+
+def _by_column(pairs: Tensor, per: int) -> Tensor:
+    """Sums of the columns of a matrix in pairs, (columns, 1)."""
+    return pairs.view(-1, pairs.shape[1], per).float().sum((0, 2))[:, None]
 
 
 def _flat(column: Tensor | None) -> Tensor | None:

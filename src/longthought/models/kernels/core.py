@@ -28,7 +28,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "rms_norm_backward": (_P, _P, _P, _P, _I, _I, _P, _P, _P, _P, _P),
     "rotary": (_P, _P, _P, _P, _F, _P, _P, _P, _I, _P),
     "rotary_backward": (_P, _P, _P, _P, _P, _F, _P, _P, _P, _I, _P, _P, _P, _P),
-    "swiglu_backward": (_P, _P, _I, _I, _P, _P, _P),
+    "feedforward": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _P, _P),
+    "feedforward_backward": (_P, _P, _P, _P, _I, _I, _I, _P, _P, _P),
     "attention": (_P, _P, _P, _P, _P, _I, _P, _P),
     "attention_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _I, _P),
     "head": (_P, _I, _I, _F, _P, _P, _I, _P, _P, _P),
@@ -72,7 +73,9 @@ class Core:
         self.name, self.dtype, self.narrow = library.name, dtype, int(dtype == torch.bfloat16)
         self.per = 2 if self.narrow else 1
         self.library = library
-        self._call = {name: library.bind(f"lt_{name}", (c_int, *types), c_int) for name, types in _FUNCTIONS.items()}
+        self._functions = {
+            name: library.bind(f"lt_{name}", (c_int, *types), c_int) for name, types in _FUNCTIONS.items()
+        }
 
     def items(self, *shape: int) -> Tensor:
         """Room for items."""
@@ -111,21 +114,22 @@ class Core:
         wide = int(x.dtype == torch.float32)
         if x.stride(1) != 1:
             x = x.contiguous()
-        self._call["pack"](self.narrow, wide, kind, x.data_ptr(), *x.shape, x.stride(0), every, first, out.data_ptr())
+        self._run("pack", wide, kind, x.data_ptr(), *x.shape, x.stride(0), every, first, out.data_ptr())
 
     def put(self, a: Rows | Pairs, b: Pairs | Panels, out: Tensor, bias: Tensor | None = None) -> Tensor:
         """out = a b (+ bias), of items or of float32."""
         self._product(a, b, out, int(out.dtype == self.dtype and self.narrow), bias, None)
         return out
 
-    def add(self, a: Rows | Pairs, b: Pairs | Panels, out: Tensor, bias: Tensor | None = None) -> Tensor:
-        """out += a b (+ bias), float32."""
-        self._product(a, b, out, 2, bias, None)
+    def add(self, a: Rows | Pairs, b: Pairs | Panels, out: Tensor) -> Tensor:
+        """out += a b, float32."""
+        self._product(a, b, out, 2, None, None)
         return out
 
-    def gated(self, a: Rows, b: Panels, out: Tensor, both: Tensor | None, bias: Tensor | None) -> Tensor:
-        """out = silu(gate) up, where the panels of gate and up take turns in ``b``; the two go to ``both``."""
-        self._product(a, b, out, 3, bias, both)
+    def plus(self, x: Tensor, a: Rows, b: Panels, bias: Tensor | None) -> Tensor:
+        """x + a b (+ bias), float32."""
+        out = numbers(*x.shape)
+        self._product(a, b, out, 2, bias, x)
         return out
 
     def _product(
@@ -139,8 +143,8 @@ class Core:
             a_width = rows
         columns = b.items.shape[1] if isinstance(b, Pairs) else b.items.shape[0]
         words = reduced // self.per
-        self._call["product"](
-            self.narrow,
+        self._run(
+            "product",
             int(isinstance(a, Pairs)),
             a.items.data_ptr(),
             a_width,
@@ -159,7 +163,11 @@ class Core:
 
     def call(self, name: str, *arguments: Any) -> None:
         """A function of the core; tensors go as their addresses."""
-        self._call[name](self.narrow, *(at(a) if isinstance(a, Tensor) else a for a in arguments))
+        self._run(name, *(at(a) if isinstance(a, Tensor) else a for a in arguments))
+
+    def _run(self, name: str, *arguments: Any) -> None:
+        if self._functions[name](self.narrow, *arguments):
+            raise MemoryError("no memory is left for the native core: fewer tokens at once (micro_tokens)")
 
 
 def at(tensor: Tensor | None) -> int | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longthought.core.errors import DataError
 from longthought.models.attention import PackedAttention
 from longthought.models.kernels.block import NativeBlock, Where, parameters
 from longthought.models.kernels.core import Core, Matrix, numbers, zeros
@@ -33,7 +34,9 @@ class NativeTransformer:
     ) -> Float[Tensor, "s d"]:
         """Hidden states after the last norm, as ``Transformer.forward``."""
         x = self.model.model.embed_tokens(tokens).float()
-        where = Where(positions, attend.segments, self.model.cos, self.model.sin)
+        if int(positions.max()) >= self.config.max_position_embeddings:
+            raise DataError(f"a sequence of {int(positions.max()) + 1} tokens is longer than the context of the model")
+        where = Where(positions, attend.segments, self._packed.cos, self._packed.sin)
         for block, layer in zip(self.model.model.layers, self._packed.layers):
             x = NativeBlock.apply(self._core, self.config, layer, where, x, *parameters(block))
         return cast(Tensor, self.model.model.norm(x))
@@ -43,6 +46,10 @@ class NativeTransformer:
     ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
         """As ``Transformer.token_logprobs``; logits exist a block at a time, whatever ``chunk`` says."""
         del chunk
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < self.config.vocab_size:
+            raise DataError(
+                f"a token is not in the model's vocabulary of {self.config.vocab_size}: was another tokenizer used?"
+            )
         head = (self._core, self._packed.head, temperature)
         pair = _Head.apply(head, hidden, targets, self.model.lm_head.weight)
         return cast(tuple[Tensor, Tensor], pair)

@@ -19,11 +19,11 @@ def unsupported(model: nn.Module) -> str:
     """Why the native core cannot run a model, in words; empty if it can."""
     if not isinstance(model, Transformer):
         return f"a {type(model).__name__} has no native kernels"
-    head = model.model.embed_tokens.weight
-    if head.device.type != "cpu":
-        return f"the weights are on {head.device}, and the core runs on the CPU"
-    if head.dtype not in (torch.float32, torch.bfloat16):
-        return f"the weights are of {head.dtype}, and the core reads float32 and bfloat16"
+    for weight in model.parameters():
+        if weight.device.type != "cpu":
+            return f"the weights are on {weight.device}, and the core runs on the CPU"
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"the weights are of {weight.dtype}, and the core reads float32 and bfloat16"
     return unfit(model.config)
 
 
@@ -80,8 +80,8 @@ def pack(model: Transformer, core: Core, backward: bool = False) -> Packed:
         core.matrix([model.lm_head.weight], backward),
         _float(model.model.norm.weight),
         model.model.embed_tokens.weight.detach(),
-        model.cos,
-        model.sin,
+        _float(model.cos),
+        _float(model.sin),
     )
 
 
