@@ -152,6 +152,7 @@ private:
                 product<E>(by_rows(queries.data(), C / per), of_panels(rows->prefix->keys(d, layer, kv), C / per), all_rows,
                            gap / 16, C / per, Put<float>{scores.data(), wide});
             for (long r = 0; r < n; r++) {
+                if (r + 1 < n) expect(rows[r + 1], layer, kv);
                 const Row<E>& row = rows[r];
                 const long own = row.at + 1 - row.from, first = r * group;
                 product<E>(by_rows(&queries[first * C], C / per),
@@ -171,6 +172,13 @@ private:
                 for (long c = 0; c < C; c += 16) store(to + c, load(&sums[g * C + c]) * all(factor[g]));
             }
         }
+    }
+
+    // Has fetched what the next row will read.
+    void expect(const Row<E>& row, long layer, long kv) const {
+        const long bytes = (row.at + 1) * d.head_width * long(sizeof(Item));
+        const char *k = (const char*)row.own->keys(d, layer, kv), *v = (const char*)row.own->values(d, layer, kv);
+        for (long b = 0; b < bytes; b += 64) __builtin_prefetch(k + b, 0, 2), __builtin_prefetch(v + b, 0, 2);
     }
 
     // e^(scale (s - max s)) over [0, before) and [gap, end), 0 elsewhere; returns the sum.

@@ -22,7 +22,7 @@ void feedforward(const Gated& w, const typename E::Item* h, const float* x, long
                  typename E::Item* both) {
     using Item = typename E::Item;
     const long D = w.width, F = w.ffn, per = E::per;
-    std::vector<Item> a(TOKENS * F);
+    std::vector<Item> a(std::min(TOKENS, rows) * F);
     for (long first = 0; first < rows; first += TOKENS) {
         const long n = std::min(TOKENS, rows - first);
         product<E>(by_rows(h + first * D, D / per), of_panels(w.gate_up, D / per), n, F / 8, D / per,
@@ -38,7 +38,7 @@ void feedforward_backward(const Gated& w, const typename E::Item* d_out, const t
                           float* dh, Word* d_both, Word* a) {
     using Item = typename E::Item;
     const long D = w.width, F = w.ffn, per = E::per;
-    std::vector<Item> da(TOKENS * F), d_rows(TOKENS * 2 * F);
+    std::vector<Item> da(std::min(TOKENS, rows) * F), d_rows(std::min(TOKENS, rows) * 2 * F);
     for (long first = 0; first < rows; first += TOKENS) {
         const long n = std::min(TOKENS, rows - first);
         product<E>(by_rows(d_out + first * D, D / per), of_pairs(w.down, F), n, F / 16, D / per, Put<Item>{da.data(), F});

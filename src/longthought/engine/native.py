@@ -6,7 +6,9 @@ import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
@@ -24,8 +26,11 @@ from longthought.models.transformer import Transformer
 
 Finished = Callable[[int, list[Completion]], object]
 
-_CACHE = 8 * 2**20  # bytes of keys and values that a wave may keep busy: half of what a core has of the last cache
-_NARROWEST, _WIDEST = 8, 64  # rows of a wave
+_TALL = 6  # rows of the core's tallest tile: waves are a multiple of it
+_WIDEST = 30  # rows of a wave
+_STREAMED = 60  # the same, where the weights do not fit into the cache and every step reads them from memory
+_SHARE = 1 / 3  # of the last cache, for weights, keys and values; other programs use it, too
+_USUAL = 16 * 2**20  # bytes of a last cache that does not tell its size
 _DONE, _STOPPED, _NO_MEMORY, _NO_TOKEN = range(4)
 _POINTERS = (
     *("qkv", "out", "gate_up", "down", "qkv_bias", "out_bias", "gate_up_bias", "down_bias"),
@@ -83,17 +88,33 @@ class NativeDecoder:
             *map(at, (embedding, self._packed.head.panels, self._packed.norm, self._packed.cos, self._packed.sin)),
             ctypes.cast(self._layers, c_void_p),
         )
-        item = 2 if core.narrow else 4
-        self.cache_per_token = 2 * item * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        self._item = 2 if core.narrow else 4
 
     @property
     def address(self) -> int:
         """Of the C structure."""
         return ctypes.addressof(self._struct)
 
-    def wave(self, tokens: float) -> int:
-        """How many rows of this many tokens one thread keeps going: as many as fit into its share of the cache."""
-        return max(_NARROWEST, min(_WIDEST, int(_CACHE / (self.cache_per_token * max(1.0, tokens)))))
+    def wave(self, tokens: float, threads: int) -> int:
+        """How many rows of this many tokens one thread keeps going: as many as leave weights, keys and values in the
+        cache; where the weights alone do not fit, so many that reading them for a step is worth it."""
+        config = self._packed.config
+        room = _SHARE * _last_cache() - self._item * config.parameters()
+        if room < 0:
+            return _STREAMED
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        rows = int(room / (threads * self._item * numbers * max(1.0, tokens)))
+        return max(_TALL, min(_WIDEST, rows - rows % _TALL))
+
+
+@cache
+def _last_cache() -> int:
+    """Bytes of the cache that the cores share."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return _USUAL
 
 
 @dataclass(frozen=True)
@@ -149,7 +170,7 @@ def generate(decoder: NativeDecoder, asked: Asked, threads: int, slots: int, fin
         for values in ([_signed(row.key) for row in asked.rows], [row.limit for row in asked.rows], replies.starts)
     )
     usual = sum(map(len, asked.prompts)) / len(asked.prompts) + replies.starts[-1] / len(asked.rows) / 2
-    wave = min(decoder.wave(usual), -(-slots // threads), -(-len(asked.rows) // threads))
+    wave = min(decoder.wave(usual, threads), -(-slots // threads), -(-len(asked.rows) // threads))
     request = _Request(
         len(asked.prompts),
         len(asked.rows),
