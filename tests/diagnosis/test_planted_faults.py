@@ -231,8 +231,8 @@ def test_a_knob_of_a_weighting_or_shaping(tmp_path: Path) -> None:
 
 
 def test_clipping_of_the_gradient_that_nobody_does(tmp_path: Path, monkeypatch: Patch) -> None:
-    real = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, most: real(parameters, 1.0))
+    real = learner.clip
+    monkeypatch.setattr(learner, "clip", lambda gradients, most: real(gradients, 1.0))
     assert "learner.max_norm" in ill(findings(patient(tmp_path), "the loop is live"), "the loop is live")
 
 

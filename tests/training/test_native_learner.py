@@ -24,11 +24,13 @@ from longthought.core.errors import LongthoughtError
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Rows, SamplingParams, rows_of
 from longthought.engine.engine import Engine, EngineSettings
+from longthought.models import lora
 from longthought.models.attention import PackedAttention
 from longthought.models.kernels import library
 from longthought.models.precision import Precision
 from longthought.models.transformer import Transformer
-from longthought.training.learner import LearnerSettings, PolicyLearner, hidden_before
+from longthought.training.batching import documents
+from longthought.training.learner import LearnerSettings, LogprobHead, PolicyLearner, WithoutAdapter, hidden_before
 from longthought.training.optimizer import AdamW
 from longthought.training.packing import layout, micro_batches, prompts_of
 
@@ -388,3 +390,30 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(tmp_path: Path) -> No
     )
     few_tokens, many = map(int, done.stdout.split())
     assert many - few_tokens < 60 * 1024
+
+
+def test_the_gradient_of_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA is trained natively: PyTorch carries the gradient from the matrix that it makes to A and B."""
+    model = tiny_model(head_dim=16)
+    lora.add(model, lora.LoRA(4), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=generator)
+    batch = documents([tuple(range(1, 20)), (3, 1, 4, 1, 5, 9, 2, 6)])
+    found = []
+    for wanted in (library.OFF, ""):
+        monkeypatch.setenv(library.VARIABLE, wanted)
+        learner = PolicyLearner(model, AdamW(), 1, settings=LearnerSettings(precision="float32"))
+        _, output = learner.accumulate(batch, NLL())
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+        off = PolicyLearner(model, AdamW(), 1, settings=learner.settings, head=WithoutAdapter(LogprobHead(1.0, 64)))
+        found[-1]["without"], found[-1]["with"] = off.evaluate(batch).logp, output.logp
+    torch_s, native_s = found
+    assert torch_s.keys() == native_s.keys()
+    assert any("lora_A" in name for name in torch_s)
+    assert not torch.allclose(torch_s["with"], torch_s["without"], atol=1e-3)
+    for name, expected in torch_s.items():
+        torch.testing.assert_close(native_s[name], expected, rtol=1e-4, atol=2e-5)

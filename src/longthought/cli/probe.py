@@ -52,7 +52,7 @@ def pretraining_rate(stage: Pretrain, policy: Policy) -> PretrainingRate:
     reading = (time.perf_counter() - began) / sum(map(len, read))
     chosen = _filled(read, stage.tokens_per_step)
     batch = documents(chosen)
-    settings = LearnerSettings(max(2048, stage.tokens_per_step))
+    settings = LearnerSettings(max(2048, stage.tokens_per_step), precision=stage.precision)
     learner = PolicyLearner(policy.model, stage.optimizer, stage.steps, settings=settings)
     sharded = ShardedLearner(learner, stage.workers)
     with Team(stage.workers, sharded.handlers) as team:

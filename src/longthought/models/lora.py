@@ -84,6 +84,13 @@ class AdaptedLinear(nn.Linear):
         low = linear(x.to(self.lora_A.weight.dtype), self.lora_A.weight)
         return out + (linear(low, self.lora_B.weight) * self.scale).to(out.dtype)
 
+    def effective(self) -> Float[Tensor, "f d"]:
+        """W + s B A, or W alone while the adapter is off; with gradients to A and B."""
+        if not self.enabled:
+            return self.weight
+        change = self.scale * (self.lora_B.weight @ self.lora_A.weight)
+        return self.weight.to(change.dtype) + change
+
     def merged(self) -> Float[Tensor, "f d"]:
         """W + s B A, in the type of W."""
         with torch.no_grad():

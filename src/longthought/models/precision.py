@@ -19,7 +19,6 @@ from longthought.models.kernels.core import Core, core
 from longthought.models.kernels.library import available, wish
 from longthought.models.kernels.native import NativeTransformer
 from longthought.models.kernels.packed import unsupported
-from longthought.models.lora import is_adapted
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -40,7 +39,7 @@ def computed(model: nn.Module, precision: Precision, backward: bool) -> Any:
 
     backward: whether gradients will be asked for.
     """
-    found = None if is_adapted(model) else native(model, precision)
+    found = native(model, precision)
     return model if found is None else NativeTransformer(model, found, backward)  # type: ignore[arg-type]
 
 

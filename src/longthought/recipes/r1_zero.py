@@ -11,9 +11,11 @@ from typing import Final, Literal
 
 from longthought.core.errors import CheckpointError, SettingsError
 from longthought.core.protocols import Task, Verifier
+from longthought.engine.engine import EngineSettings
 from longthought.evaluation.behaviours import ENGLISH
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.models.lora import LoRA
+from longthought.models.precision import Precision
 from longthought.recipes.methods import Knobs, MethodName, Shaped, method, summands
 from longthought.recipes.sources import mixture
 from longthought.runs.artifacts import Checkpoint
@@ -135,6 +137,7 @@ class R1ZeroSettings:
     template: prompt template of a base model, such as r1_zero; empty: the chat template of the folder.
     seed: of problems and samples.
     workers: processes that share every step, one per core.
+    precision: of matrix products: float32, bfloat16, or auto, the fastest here; bits repeat on the same kind of CPU.
     evaluation: before and after; of all held-out problems where there are fewer than ``evaluation.problems``.
     """
 
@@ -142,6 +145,7 @@ class R1ZeroSettings:
     template: str = ""
     seed: int = 0
     workers: int = 1
+    precision: Precision = "auto"
     problems: Problems = Problems()
     rl: Learning = Learning()
     knobs: Knobs = Knobs()
@@ -162,7 +166,8 @@ def r1_zero(settings: R1ZeroSettings, run: Run) -> Checkpoint:
     """Measure a model on your problems, train it by reinforcement alone, measure it again."""
     base = base_of(settings)
     task = task_of(settings)
-    look = Evaluate(task, ENGLISH, within(task, settings.evaluation), workers=settings.workers)
+    engine = EngineSettings(precision=settings.precision)
+    look = Evaluate(task, ENGLISH, within(task, settings.evaluation), engine, workers=settings.workers)
     run.do("before", replace(look, title="before"), base)
     trained = run.do("rl", reinforcement(settings, task), base)
     run.do("after", replace(look, title="after"), trained)
@@ -247,6 +252,7 @@ def reinforcement(settings: R1ZeroSettings, task: Task) -> RL:
         adapter=LoRA(adapter.rank, adapter.alpha) if adapter.rank else None,
         workers=settings.workers,
         gap_limit=rl.gap_limit,
-        learner=LearnerSettings(rl.micro_tokens),
+        learner=LearnerSettings(rl.micro_tokens, precision=settings.precision),
+        engine=EngineSettings(precision=settings.precision),
         optimizer=AdamW(lr=usual if rl.lr is None else rl.lr, schedule=schedule),
     )

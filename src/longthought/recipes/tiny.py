@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longthought.core.errors import SettingsError
+from longthought.engine.engine import EngineSettings
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.evaluation.readiness import Gate
+from longthought.models.precision import Precision
 from longthought.recipes.methods import Knobs, Shaped, method, summands
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
@@ -21,6 +23,7 @@ from longthought.stages.pretrain import Pretrain
 from longthought.stages.rl import RL
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import WORDS, CountdownProbes, CountdownWeb, vocabulary
+from longthought.training.learner import LearnerSettings
 from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
 
 
@@ -114,10 +117,12 @@ class TinySettings:
 
     seed: of weights, corpus, problems and samples; not of the splits.
     workers: processes that share every step, one per core; results repeat bit by bit for the same number.
+    precision: of matrix products: float32, bfloat16, or auto, the fastest here; bits repeat on the same kind of CPU.
     """
 
     seed: int = 0
     workers: int = 2
+    precision: Precision = "auto"
     problems: Problems = Problems()
     base: Base = Base()
     reward: Reward = Reward()
@@ -144,9 +149,10 @@ LEXICON = Lexicon(
 def tiny(settings: TinySettings, run: Run) -> Checkpoint:
     """Pretrain a base, check that it is ready, measure it, train it by reinforcement alone, measure it again."""
     task = task_of(settings)
-    look = Evaluate(task, LEXICON, settings.evaluation, workers=settings.workers)
+    engine = EngineSettings(precision=settings.precision)
+    look = Evaluate(task, LEXICON, settings.evaluation, engine, workers=settings.workers)
     base = run.do("base", pretraining(settings), None)
-    ready = CheckReadiness(task, LEXICON, CountdownProbes(task), settings.gate, workers=settings.workers)
+    ready = CheckReadiness(task, LEXICON, CountdownProbes(task), settings.gate, engine=engine, workers=settings.workers)
     run.do("readiness", ready, base)
     run.do("before", replace(look, title="before"), base)
     zero = run.do("rl", reinforcement(settings), base)
@@ -177,6 +183,7 @@ def pretraining(settings: TinySettings) -> Pretrain:
         tokens_per_step=base.tokens_per_step,
         seed=settings.seed,
         workers=settings.workers,
+        precision=settings.precision,
         optimizer=MuonAdamW(base.muon_lr, base.adam_lr, schedule=Schedule(warmup=20, decay=base.decay)),
     )
 
@@ -196,6 +203,8 @@ def reinforcement(settings: TinySettings) -> RL:
         seed=settings.seed,
         reference_every=rl.reference_every,
         workers=settings.workers,
+        learner=LearnerSettings(precision=settings.precision),
+        engine=EngineSettings(precision=settings.precision),
         optimizer=AdamW(lr=rl.lr, schedule=Schedule(warmup=2, decay=1.0, final=rl.final)),
     )
 

@@ -14,6 +14,7 @@ from longthought.algorithms.objective import NLL
 from longthought.core.errors import SettingsError
 from longthought.core.types import TokenIds
 from longthought.models.config import ModelConfig
+from longthought.models.precision import Precision
 from longthought.models.transformer import Transformer, initialize
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.files import write_atomic
@@ -44,6 +45,7 @@ class Pretrain:
     seed: int = 0
     save_every: int = 200
     workers: int = 1
+    precision: Precision = "auto"
     optimizer: OptimizerSettings = MuonAdamW(schedule=Schedule(warmup=20, decay=0.7))
     quiet: bool = field(default=False, compare=False)
 
@@ -54,7 +56,9 @@ class Pretrain:
 
     def run(self, given: None, place: Place) -> Checkpoint:
         renderer, policy = self.renderer(), self.new_policy()
-        learner = PolicyLearner(policy.model, self.optimizer, self.steps, settings=LearnerSettings(self._micro))
+        learner = PolicyLearner(
+            policy.model, self.optimizer, self.steps, settings=LearnerSettings(self._micro, precision=self.precision)
+        )
         start, tokens = 0, 0
         state = place.load_state()
         if state is not None:

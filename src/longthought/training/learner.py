@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -101,13 +102,12 @@ class LogprobHead:
 
 @dataclass(frozen=True)
 class WithoutAdapter:
-    """What the model would say without its LoRA: the free reference policy."""
+    """What the model would say without its LoRA: the free reference policy. The learner takes the adapter off."""
 
     head: Head
 
     def __call__(self, model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput:
-        with lora.disabled(model):
-            return self.head(model, rows, needed)
+        return self.head(model, rows, needed)
 
 
 class Hidden(NamedTuple):
@@ -185,7 +185,19 @@ class PolicyLearner:
     @property
     def shares_prompts(self) -> bool:
         """Whether a prompt is computed once for all of its replies that are in a micro-batch."""
-        return not lora.is_adapted(self.model) and native(self.model, self.settings.precision) is not None
+        return native(self.model, self.settings.precision) is not None
+
+    @contextmanager
+    def _asking(self, backward: bool) -> Iterator[Callable[[Rows, Tensor], PolicyOutput]]:
+        """What asks the head about the model as it is now, in its precision."""
+        with lora.disabled(self.model) if isinstance(self.head, WithoutAdapter) else nullcontext():
+            model = computed(self.model, self.settings.precision, backward)
+
+            def ask(rows: Rows, needed: Tensor) -> PolicyOutput:
+                with autocast(self.model, self.settings.precision):
+                    return self.head(model, rows, needed)
+
+            yield ask
 
     def step(self, batch: Batch, objective: Objective) -> Update:
         """One optimizer step. Its metrics are ``loss``, the means of the objective's metrics over the batch's weight,
@@ -199,16 +211,15 @@ class PolicyLearner:
     def accumulate(self, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
         """Add the batch's gradient to the parameters' and count what was seen on the way."""
         tally, output = Tally(), _blank(batch)
-        model = computed(self.model, self.settings.precision, backward=True)
         prompts = prompts_of(batch) if self.shares_prompts else None
-        for index in micro_batches(batch.lengths, self.settings.micro_tokens, prompts):
-            micro = batch.select(index).to(self.device)
-            with autocast(self.model, self.settings.precision):
-                policy = self.head(model, micro, micro.mask)
-            loss = objective(policy, micro)
-            loss.value.backward()
-            tally = tally + Tally.of(policy, micro, loss)
-            _keep(output, policy, index)
+        with self._asking(backward=True) as ask:
+            for index in micro_batches(batch.lengths, self.settings.micro_tokens, prompts):
+                micro = batch.select(index).to(self.device)
+                policy = ask(micro, micro.mask)
+                loss = objective(policy, micro)
+                loss.value.backward()
+                tally = tally + Tally.of(policy, micro, loss)
+                _keep(output, policy, index)
         return tally, output
 
     def apply(self, tally: Tally) -> Metrics:
@@ -232,13 +243,12 @@ class PolicyLearner:
     def evaluate(self, rows: Rows) -> PolicyOutput:
         """What the head says of every token but the first, (N, T), float32; zero at the first and in the padding."""
         output = _blank(rows)
-        model = computed(self.model, self.settings.precision, backward=False)
-        for index in micro_batches(rows.lengths, self.settings.micro_tokens):
-            micro = Rows(rows.tokens, rows.lengths).select(index).to(self.device)
-            positions = torch.arange(micro.tokens.shape[1], device=self.device)
-            needed = (positions > 0) & (positions < micro.lengths[:, None])
-            with autocast(self.model, self.settings.precision):
-                _keep(output, self.head(model, micro, needed), index)
+        with self._asking(backward=False) as ask:
+            for index in micro_batches(rows.lengths, self.settings.micro_tokens):
+                micro = Rows(rows.tokens, rows.lengths).select(index).to(self.device)
+                positions = torch.arange(micro.tokens.shape[1], device=self.device)
+                needed = (positions > 0) & (positions < micro.lengths[:, None])
+                _keep(output, ask(micro, needed), index)
         return output
 
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:

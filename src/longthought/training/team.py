@@ -7,6 +7,7 @@ rows. Only rows, tallies and completions travel; weights and gradients lie in me
 from __future__ import annotations
 
 import copyreg
+import gc
 import io
 import mmap
 import os
@@ -67,6 +68,7 @@ class Team:
                 "use --threads 1, or workers=1"
             )
         self.size = size
+        gc.freeze()  # what lives now lives on: collections, here and in the copies, need not look at it again
         self._handlers = dict(handlers)
         self._pipes: list[Connection] = []
         self._children: list[int] = []

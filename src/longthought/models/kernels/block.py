@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from longthought.models.config import ModelConfig
 from longthought.models.kernels.core import Core, Pairs, Panels, Rows, numbers, zeros
-from longthought.models.kernels.packed import PackedLayer
+from longthought.models.kernels.packed import PackedLayer, weight
 from longthought.models.transformer import Block
 
 
@@ -32,7 +32,7 @@ def parameters(block: nn.Module) -> tuple[Tensor | None, ...]:
     linears = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
     norms = (block.input_layernorm, block.post_attention_layernorm, a.q_norm, a.k_norm)
     return (
-        *(one.weight for one in linears),
+        *(weight(one) for one in linears),
         *(one.bias for one in linears),
         *(getattr(one, "weight", None) for one in norms),
     )

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from longthought.core.errors import DataError
 from longthought.models.attention import PackedAttention
+from longthought.models.kernels import memory
 from longthought.models.kernels.block import NativeBlock, Where, parameters
 from longthought.models.kernels.core import Core, Matrix, numbers, zeros
 from longthought.models.kernels.packed import pack
@@ -26,6 +27,7 @@ class NativeTransformer:
     shares_prompts = True
 
     def __init__(self, model: Transformer, core: Core, backward: bool = True) -> None:
+        memory.keep()
         self.model, self.config, self._core = model, model.config, core
         self._packed = pack(model, core, backward)
 

@@ -107,8 +107,8 @@ def _layer(block: nn.Module, core: Core, backward: bool) -> PackedLayer:
 
 
 def weight(linear: nn.Linear) -> Tensor:
-    """The matrix that a layer multiplies by."""
-    return linear.merged() if isinstance(linear, AdaptedLinear) else linear.weight.detach()
+    """The matrix that a layer multiplies by, with gradients to what it is made of."""
+    return linear.effective() if isinstance(linear, AdaptedLinear) else linear.weight
 
 
 def gain(norm: nn.Module) -> Tensor | None:
