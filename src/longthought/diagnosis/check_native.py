@@ -5,13 +5,15 @@ from __future__ import annotations
 from longthought.diagnosis.finding import Finding
 from longthought.diagnosis.patient import Patient
 from longthought.models.kernels import library
+from longthought.models.kernels.packed import unsupported
+from longthought.models.precision import native as serving
 
 _SLOWER = "the results are right without it, but take longer on a CPU"
 _INSTALL = "a C++ compiler (apt install g++, or xcode-select --install), then `pip install -e .` again"
 
 
 def native(patient: Patient) -> list[Finding]:
-    """Which library of the native core this machine takes, or why none. Only a CPU needs it."""
+    """Which library of the native core this machine takes for this model, or why none. Only a CPU needs it."""
     name, device = "native core", patient.model.lm_head.weight.device
     if device.type != "cpu":
         return [Finding(name, "skipped", f"the model is on {device}; the core is for CPUs")]
@@ -20,10 +22,18 @@ def native(patient: Patient) -> list[Finding]:
         if library.wish() == library.OFF:
             return [Finding(name, "skipped", f"{library.why_not()}: PyTorch computes alone")]
         return [Finding(name, "warn", f"does not serve: {library.why_not()}", f"{_SLOWER}: {_INSTALL}")]
-    best = library.supported()[0]
+    unfit = unsupported(patient.model)
+    if unfit:
+        return [Finding(name, "warn", f"cannot compute this model: {unfit}", f"{_SLOWER}: PyTorch does it")]
+    best, core = library.supported()[0], serving(patient.model, patient.stage.engine.precision)
+    if core is None:
+        return [
+            Finding(name, "ok", f"this CPU has {found.name} code only, which PyTorch's own is faster than: it serves")
+        ]
+    what = f"serves, with {found.name} in {str(core.dtype).removeprefix('torch.')}"
     if found.name == best:
-        return [Finding(name, "ok", f"serves, with {found.name}, the best that this CPU has")]
-    what = f"serves, with {found.name}; this CPU has {best}, too"
+        return [Finding(name, "ok", f"{what}, the best that this CPU has")]
+    what = f"{what}; this CPU has {best}, too"
     if library.wish():
         return [Finding(name, "ok", f"{what}, but {library.VARIABLE} says {found.name}")]
     return [Finding(name, "warn", f"{what}: {library.PLACE.missing(best)}", f"{_SLOWER}: a newer compiler")]

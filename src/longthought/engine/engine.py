@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -103,7 +104,7 @@ class Engine:
             asked = Asked(prompts, list(scheduler.waiting), params.temperature, params.stop_tokens)
             generate(decoder, asked, self.threads, self.settings.slots, complete, self.version)
         else:
-            with autocast(self.model, self.settings.precision):
+            with autocast(self.model, self.settings.precision) if decoder is None else nullcontext():
                 self._step_by_step(decoder, prompts, params, scheduler, complete)
         return results
 

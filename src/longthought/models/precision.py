@@ -34,18 +34,17 @@ def native(model: nn.Module, precision: Precision) -> Core | None:
     return core(library, torch.bfloat16 if narrow else torch.float32)
 
 
-def computed(model: nn.Module, precision: Precision, backward: bool) -> Any:
+def computed(model: nn.Module, core: Core | None, backward: bool) -> Any:
     """``model`` as it is now, in a form that is called as a ``Transformer`` is; itself where PyTorch computes it.
 
-    backward: whether gradients will be asked for.
+    core: what ``native`` said.  backward: whether gradients will be asked for.
     """
-    found = native(model, precision)
-    return model if found is None else NativeTransformer(model, found, backward)  # type: ignore[arg-type]
+    return model if core is None else NativeTransformer(model, core, backward)  # type: ignore[arg-type]
 
 
 def autocast(model: nn.Module, precision: Precision) -> AbstractContextManager[Any]:
     """Where PyTorch computes: products in bfloat16, if that is the precision."""
     device = next(model.parameters()).device.type
-    if native(model, precision) is not None or precision == "float32" or (precision == "auto" and device == "cpu"):
+    if precision == "float32" or (precision == "auto" and device == "cpu"):
         return nullcontext()
     return torch.autocast(device, torch.bfloat16)

@@ -191,10 +191,12 @@ class PolicyLearner:
     def _asking(self, backward: bool) -> Iterator[Callable[[Rows, Tensor], PolicyOutput]]:
         """What asks the head about the model as it is now, in its precision."""
         with lora.disabled(self.model) if isinstance(self.head, WithoutAdapter) else nullcontext():
-            model = computed(self.model, self.settings.precision, backward)
+            core = native(self.model, self.settings.precision)
+            model = computed(self.model, core, backward)
+            cast = autocast(self.model, self.settings.precision) if core is None else nullcontext()
 
             def ask(rows: Rows, needed: Tensor) -> PolicyOutput:
-                with autocast(self.model, self.settings.precision):
+                with cast:
                     return self.head(model, rows, needed)
 
             yield ask
