@@ -6,6 +6,7 @@ longest row and computes full logits; with TRL installed, also TRL's head, which
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -37,11 +38,13 @@ PEERS = {
 }
 
 
-def ragged(rows: int, prompt: int, shortest: int, longest: int, vocabulary: int) -> Batch:
-    """Rows with replies of uniformly drawn lengths, random advantages, and old log-probs near the uniform policy's."""
+def ragged(options: argparse.Namespace, vocabulary: int) -> Batch:
+    """Groups of replies of uniformly drawn lengths, random advantages, and old log-probs near the uniform policy's."""
     g = torch.Generator().manual_seed(0)
-    lengths = (torch.randint(shortest, longest + 1, (rows,), generator=g) + prompt).tolist()
+    rows, prompt = options.rows, options.prompt
+    lengths = (torch.randint(options.shortest, options.longest + 1, (rows,), generator=g) + prompt).tolist()
     made = rows_of([tuple(torch.randint(1, vocabulary, (n,), generator=g).tolist()) for n in lengths])
+    made.tokens[:, :prompt] = made.tokens[torch.arange(rows) // options.group * options.group, :prompt]
     position = torch.arange(made.tokens.shape[1])
     mask = (position >= prompt) & (position < made.lengths[:, None])
     advantage = torch.where(mask, torch.randn(rows, 1, generator=g), 0.0)
@@ -98,14 +101,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", choices=SIZES, default="4m")
     parser.add_argument("--rows", type=int, default=128, help="sequences (default: 128)")
+    parser.add_argument("--group", type=int, default=8, help="rows that have the same prompt (default: 8)")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt (default: 32)")
     parser.add_argument("--shortest", type=int, default=32, help="tokens of the shortest reply (default: 32)")
     parser.add_argument("--longest", type=int, default=256, help="tokens of the longest reply (default: 256)")
     parser.add_argument("--precision", choices=PRECISIONS, default=next(iter(PRECISIONS)), help="of ours")
     options = parser.parse_args()
     model = random_model(options.model)
-    shape = (options.rows, options.prompt, options.shortest, options.longest)
-    batch = ragged(*shape, model.config.vocab_size)
+    batch = ragged(options, model.config.vocab_size)
     tokens, numbers = int(batch.lengths.sum()), model.config.parameters()
     print(f"{numbers:,} parameters, {options.rows} rows, {tokens:,} tokens, {options.threads} thread(s)")
     with system(model, options.precision, options.threads, rate=0.0) as ours:

@@ -46,13 +46,16 @@ struct Segment {
     Word* values(const Decoder& d, long layer, long head) { return keys(d, layer, head) + block(d); }
 
     void put(const Decoder& d, long layer, long head, long t, const typename E::Item* k, const typename E::Item* v) {
-        const long C = d.head_width, per = E::per;
+        constexpr long per = E::per;
+        const long C = d.head_width;
         Word* panel = keys(d, layer, head) + t / 16 * (C / per) * 16 + t % 16;
         for (long w = 0; w < C / per; w++) std::memcpy(panel + 16 * w, k + per * w, sizeof(Word));
-        auto* pair = (typename E::Item*)(values(d, layer, head) + t / per * C);
-        for (long c = 0; c < C; c++) pair[c * per + t % per] = v[c];
-        if (per == 2 && t % 2 == 0)
-            for (long c = 0; c < C; c++) pair[c * 2 + 1] = 0;
+        Word* at = values(d, layer, head) + t / per * C;
+        for (long c = 0; c < C; c += 16) {
+            if constexpr (per == 1) store((float*)at + c, load(v + c));
+            else if (t % 2 == 0) store(at + c, pair(load(v + c), zero()));
+            else store(at + c, pair(low(load(at + c)), load(v + c)));
+        }
     }
 };
 

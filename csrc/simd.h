@@ -49,6 +49,7 @@ inline Words pair(Lanes low, Lanes high) {  // two rows as the words of 16 colum
     __m512i b = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high.v));
     return {_mm512_or_si512(a, _mm512_slli_epi32(b, 16))};
 }
+inline Lanes low(Words x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(x.v, 16))}; }  // the first of each pair
 inline Words load(const Word* p) { return {_mm512_loadu_si512(p)}; }
 inline void store(Word* p, Words x) { _mm512_storeu_si512(p, x.v); }
 inline Words all(Word x) { return {_mm512_set1_epi32(int(x))}; }
@@ -162,6 +163,7 @@ inline __m256 dot_bf16(__m256 c, __m256i a, __m256i b) {
     return _mm256_fmadd_ps(low_of(a), low_of(b), _mm256_fmadd_ps(high_of(a), high_of(b), c));
 }
 inline Lanes dot_bf16(Lanes c, Words a, Words b) { return {dot_bf16(c.a, a.a, b.a), dot_bf16(c.b, a.b, b.b)}; }
+inline Lanes low(Words x) { return {low_of(x.a), low_of(x.b)}; }
 inline Lanes dot_f32(Lanes c, Words a, Words b) {
     return {_mm256_fmadd_ps(_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(b.a), c.a),
             _mm256_fmadd_ps(_mm256_castsi256_ps(a.b), _mm256_castsi256_ps(b.b), c.b)};
@@ -188,6 +190,7 @@ inline void store(Word* p, Words x) { std::memcpy(p, x.v, sizeof x.v); }
 inline void store(bf16* p, Lanes x) { for (int i = 0; i < 16; i++) p[i] = narrow(x.v[i]); }
 inline Words pair(Lanes a, Lanes b) { LT_EACH(Words, Word(narrow(a.v[i])) | Word(narrow(b.v[i])) << 16); }
 inline Words all(Word x) { LT_EACH(Words, x); }
+inline Lanes low(Words x) { LT_EACH(Lanes, as_float(x.v[i] << 16)); }
 inline Lanes operator+(Lanes a, Lanes b) { LT_EACH(Lanes, a.v[i] + b.v[i]); }
 inline Lanes operator-(Lanes a, Lanes b) { LT_EACH(Lanes, a.v[i] - b.v[i]); }
 inline Lanes operator*(Lanes a, Lanes b) { LT_EACH(Lanes, a.v[i] * b.v[i]); }

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 
+from conftest import tiny_model
 from longthought.core.errors import SettingsError
 from longthought.diagnosis import check_native
 from longthought.diagnosis.finding import Finding
+from longthought.engine.engine import EngineSettings
 from longthought.models.kernels import library
 from longthought.models.kernels.library import NAMES, VARIABLE, Place, available, load, usable, why_not
 from longthought.models.kernels.sources import digest
@@ -272,8 +273,9 @@ def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 
 
 def examined() -> list[Finding]:
-    """What the doctor says; of the patient it asks the device alone."""
-    patient = SimpleNamespace(model=SimpleNamespace(lm_head=SimpleNamespace(weight=torch.zeros(1))))
+    """What the doctor says of a model that fits."""
+    stage = SimpleNamespace(engine=EngineSettings())
+    patient = SimpleNamespace(model=tiny_model(head_dim=16), stage=stage)
     return check_native.native(patient)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ from longthought.diagnosis.finding import Finding
 from longthought.diagnosis.patient import Patient
 from longthought.models.kernels import library
 from longthought.models.kernels.packed import unsupported
-from longthought.models.precision import native as serving
+from longthought.models.precision import native_choice
 
 _SLOWER = "the results are right without it, but take longer on a CPU"
 _INSTALL = "a C++ compiler (apt install g++, or xcode-select --install), then `pip install -e .` again"
@@ -25,12 +25,12 @@ def native(patient: Patient) -> list[Finding]:
     unfit = unsupported(patient.model)
     if unfit:
         return [Finding(name, "warn", f"cannot compute this model: {unfit}", f"{_SLOWER}: PyTorch does it")]
-    best, core = library.supported()[0], serving(patient.model, patient.stage.engine.precision)
-    if core is None:
+    best, chosen = library.supported()[0], native_choice(patient.model, patient.stage.engine.precision)
+    if chosen is None:
         return [
             Finding(name, "ok", f"this CPU has {found.name} code only, which PyTorch's own is faster than: it serves")
         ]
-    what = f"serves, with {found.name} in {str(core.dtype).removeprefix('torch.')}"
+    what = f"serves, with {found.name} in {str(chosen[1]).removeprefix('torch.')}"
     if found.name == best:
         return [Finding(name, "ok", f"{what}, the best that this CPU has")]
     what = f"{what}; this CPU has {best}, too"

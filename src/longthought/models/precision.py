@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from longthought.models.kernels.core import Core, core
-from longthought.models.kernels.library import available, wish
+from longthought.models.kernels.library import Library, available, wish
 from longthought.models.kernels.native import NativeTransformer
 from longthought.models.kernels.packed import unsupported
 
@@ -25,13 +25,19 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def native(model: nn.Module, precision: Precision) -> Core | None:
     """The functions of the native core that compute this model; None where PyTorch does."""
+    chosen = native_choice(model, precision)
+    return None if chosen is None else core(*chosen)
+
+
+def native_choice(model: nn.Module, precision: Precision) -> tuple[Library, torch.dtype] | None:
+    """The library that computes this model, and its type of numbers; None where PyTorch computes it."""
     library = available()
     if library is None or unsupported(model):
         return None
     if library.name == "plain" and wish() != "plain":
         return None  # slower than PyTorch's own products
     narrow = precision == "bfloat16" or (precision == "auto" and library.name == "avx512")
-    return core(library, torch.bfloat16 if narrow else torch.float32)
+    return library, torch.bfloat16 if narrow else torch.float32
 
 
 def computed(model: nn.Module, core: Core | None, backward: bool) -> Any:
