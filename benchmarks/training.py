@@ -6,7 +6,6 @@ longest row and computes full logits; with TRL installed, also TRL's head, which
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -38,13 +37,15 @@ PEERS = {
 }
 
 
-def ragged(options: argparse.Namespace, vocabulary: int) -> Batch:
-    """Groups of replies of uniformly drawn lengths, random advantages, and old log-probs near the uniform policy's."""
+def ragged(rows: int, prompt: int, shortest: int, longest: int, vocabulary: int, group: int = 1) -> Batch:
+    """Replies of uniformly drawn lengths, random advantages, and old log-probs near the uniform policy's.
+
+    group: rows that have the same prompt.
+    """
     g = torch.Generator().manual_seed(0)
-    rows, prompt = options.rows, options.prompt
-    lengths = (torch.randint(options.shortest, options.longest + 1, (rows,), generator=g) + prompt).tolist()
+    lengths = (torch.randint(shortest, longest + 1, (rows,), generator=g) + prompt).tolist()
     made = rows_of([tuple(torch.randint(1, vocabulary, (n,), generator=g).tolist()) for n in lengths])
-    made.tokens[:, :prompt] = made.tokens[torch.arange(rows) // options.group * options.group, :prompt]
+    made.tokens[:, :prompt] = made.tokens[torch.arange(rows) // group * group, :prompt]
     position = torch.arange(made.tokens.shape[1])
     mask = (position >= prompt) & (position < made.lengths[:, None])
     advantage = torch.where(mask, torch.randn(rows, 1, generator=g), 0.0)
@@ -108,7 +109,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default=next(iter(PRECISIONS)), help="of ours")
     options = parser.parse_args()
     model = random_model(options.model)
-    batch = ragged(options, model.config.vocab_size)
+    shape = (options.rows, options.prompt, options.shortest, options.longest)
+    batch = ragged(*shape, model.config.vocab_size, options.group)
     tokens, numbers = int(batch.lengths.sum()), model.config.parameters()
     print(f"{numbers:,} parameters, {options.rows} rows, {tokens:,} tokens, {options.threads} thread(s)")
     with system(model, options.precision, options.threads, rate=0.0) as ours:
