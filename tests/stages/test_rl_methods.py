@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ import torch
 from parrot import Parrot, checkpoint
 from safetensors.torch import load_file
 
+from conftest import tiny_model
 from longthought.algorithms.advantage import (
     batch_centered,
     batch_normalized,
@@ -26,6 +28,7 @@ from longthought.algorithms.objective import CISPO, GRPO, GSPO, REINFORCE, Mirro
 from longthought.algorithms.weighting import constant, sequence_mean, sequence_sum, token_mean
 from longthought.core.errors import Alarm, DataError, LogprobGap, SettingsError
 from longthought.core.types import Message, Outcome
+from longthought.engine.engine import EngineSettings
 from longthought.models.lora import LoRA
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.place import Place
@@ -33,7 +36,8 @@ from longthought.runs.run import Run
 from longthought.stages.method import Critic, KLReward, Method, Refill
 from longthought.stages.monitors import Monitors
 from longthought.stages.rl import RL
-from longthought.stages.updates import DROPPED
+from longthought.stages.updates import DROPPED, gap_limit
+from longthought.training.learner import LearnerSettings
 from longthought.training.optimizer import AdamW
 
 
@@ -285,3 +289,17 @@ def test_mirror_descent_does_not_step_on_rounding(tmp_path: Path) -> None:
         made = replace(rl(METHODS["k1.5"], steps=2, updates=1), task=Never()).run(base, place)
     before, after = (load_file(folder / "model.safetensors") for folder in (base.path, made.path))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("given", "learner", "engine", "expected"),
+    [
+        (None, "float32", "float32", 1e-3),
+        (None, "bfloat16", "bfloat16", 3e-2),
+        (None, "float32", "bfloat16", 3e-2),
+        (2e-4, "bfloat16", "bfloat16", 2e-4),
+    ],
+)
+def test_the_gap_that_is_tolerated(given: float | None, learner: Any, engine: Any, expected: float) -> None:
+    settings = {"learner": LearnerSettings(precision=learner), "engine": EngineSettings(precision=engine)}
+    assert gap_limit(rl(METHODS["grpo"], gap_limit=given, **settings), tiny_model(head_dim=16)) == expected

@@ -18,6 +18,7 @@ from longthought.diagnosis.finding import Finding
 from longthought.diagnosis.loop import Watched, watch, with_lr
 from longthought.diagnosis.patient import STEPS, Patient, updates_of
 from longthought.diagnosis.plain import logits_of, logprobs_of, said
+from longthought.stages.updates import gap_limit
 from longthought.training.batching import lay_out
 
 _HEATS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.25, 1.5, 1.75, 2.0, 3.0)
@@ -42,7 +43,8 @@ class Speech:
         self.patient = patient
         self._logits: dict[TokenIds, Tensor] = {}
         self._plain: dict[tuple[TokenIds, float], Tensor] = {}
-        self.bound = max(patient.stage.gap_limit, _NOISE) if math.isfinite(patient.stage.gap_limit) else _NOISE
+        self.limit = gap_limit(patient.stage, patient.model)
+        self.bound = max(self.limit, _NOISE) if math.isfinite(self.limit) else _NOISE
 
     @cached_property
     def still(self) -> Watched:
@@ -184,7 +186,7 @@ def alignment(patient: Patient, speech: Speech) -> list[Finding]:
 
 def gap(patient: Patient, speech: Speech) -> list[Finding]:
     """Sampler against learner: now, over steps at learning rate 0, and after an update."""
-    name, limit = "sampler and learner", patient.stage.gap_limit
+    name, limit = "sampler and learner", speech.limit
     gaps = torch.cat([(s.logprobs - t.logprobs).abs() for s, t in zip(speech.sampler, speech.learner)])
     mean, largest = float(gaps.mean()), float(gaps.max())
     steps = [float(metrics["logprob_gap"]) for metrics in speech.still.metrics if "logprob_gap" in metrics]

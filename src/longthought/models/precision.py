@@ -40,6 +40,16 @@ def native_choice(model: nn.Module, precision: Precision) -> tuple[Library, torc
     return library, torch.bfloat16 if narrow else torch.float32
 
 
+def products(model: nn.Module, precision: Precision) -> torch.dtype:
+    """The type of the numbers that are multiplied, by whoever computes the model."""
+    chosen = native_choice(model, precision)
+    if chosen is not None:
+        return chosen[1]
+    weight = next(model.parameters())
+    wide = precision == "float32" or (precision == "auto" and weight.device.type == "cpu")
+    return weight.dtype if wide else torch.bfloat16
+
+
 def computed(model: nn.Module, core: Core | None, backward: bool) -> Any:
     """``model`` as it is now, in a form that is called as a ``Transformer`` is; itself where PyTorch computes it.
 
@@ -50,7 +60,6 @@ def computed(model: nn.Module, core: Core | None, backward: bool) -> Any:
 
 def autocast(model: nn.Module, precision: Precision) -> AbstractContextManager[Any]:
     """Where PyTorch computes: products in bfloat16, if that is the precision."""
-    device = next(model.parameters()).device.type
-    if precision == "float32" or (precision == "auto" and device == "cpu"):
-        return nullcontext()
-    return torch.autocast(device, torch.bfloat16)
+    weight = next(model.parameters())
+    wanted = products(model, precision)
+    return nullcontext() if wanted == weight.dtype else torch.autocast(weight.device.type, wanted)

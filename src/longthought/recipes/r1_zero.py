@@ -105,7 +105,7 @@ class Learning:
     final: what it falls to at the end, as a share of lr.
     reference_every: the reference becomes the policy every so many steps; 0: never.
     micro_tokens: tokens of one forward pass; memory, not mathematics.
-    gap_limit: largest mean difference of log-probs between sampler and learner, in nats, that does not end the run.
+    gap_limit: largest mean gap of log-probs, in nats, between sampler and learner; none: 1e-3, in bfloat16 3e-2.
     """
 
     method: MethodName = "grpo"
@@ -120,7 +120,7 @@ class Learning:
     final: float = 1.0
     reference_every: int = 0
     micro_tokens: int = 4096
-    gap_limit: float = 1e-3
+    gap_limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.lr is not None and self.lr <= 0:

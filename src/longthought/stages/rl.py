@@ -43,7 +43,8 @@ class RL:
 
     ``adapter``: train a LoRA instead of the weights.
     ``reference_every``: the reference of the KL term becomes the policy every so many steps; 0 keeps the first one.
-    ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated.
+    ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated; None: what the
+    precision explains, see ``updates.gap_limit``.
     ``monitors``: what is watched, and when the run stops by itself.
     ``workers``: processes that share the rollouts and the gradient.
     ``top_p``, ``top_k``: refused unless they are off. A policy gradient needs the probability under which a token was
@@ -64,7 +65,7 @@ class RL:
     top_k: int = 0
     seed: int = 0
     reference_every: int = 0
-    gap_limit: float = 1e-3
+    gap_limit: float | None = None
     save_every: int = 1
     adapter: LoRA | None = None
     optimizer: OptimizerSettings = AdamW()
@@ -79,8 +80,9 @@ class RL:
             if getattr(self, name) < 1:
                 raise SettingsError(f"rl: {name}={getattr(self, name)} must be at least 1")
         for name in ("temperature", "gap_limit"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"rl: {name}={getattr(self, name)}: must be positive")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"rl: {name}={value}: must be positive")
         self._check_groups()
         if self.updates > self.prompts * self.samples:
             raise SettingsError(
