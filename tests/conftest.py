@@ -57,6 +57,16 @@ def model() -> Transformer:
     return tiny_model()
 
 
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native core computes; the test is skipped where it cannot."""
+    found = library.available()
+    if found is None:
+        pytest.skip(library.why_not())
+    if found.name == "plain":
+        monkeypatch.setenv(library.VARIABLE, "plain")
+
+
 @pytest.fixture(params=["torch", "native"])
 def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of the two computes: the test runs with PyTorch alone, and with the native core."""

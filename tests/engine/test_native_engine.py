@@ -31,19 +31,11 @@ from longthought.models.weights import load
 from longthought.training.learner import PolicyLearner
 from longthought.training.optimizer import AdamW
 
+pytestmark = pytest.mark.usefixtures("served")
 tiny_model = partial(tiny_model_of, head_dim=16, max_position_embeddings=256)
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 in_both = pytest.mark.parametrize("precision", PRECISIONS)
 READ_AT_ONCE = 96  # tokens of a prompt, see ``Pass.read``
-
-
-@pytest.fixture(autouse=True)
-def _served(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = library.available()
-    if found is None:
-        pytest.skip(library.why_not())
-    if found.name == "plain":
-        monkeypatch.setenv(library.VARIABLE, "plain")
 
 
 def tokens(seed: int, length: int, vocabulary: int = 23) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ def test_product_of_rows(
         close(core.put(Rows(x.a), right, out, bias), expected, x.size)
     before = noise(seed + 3, *expected.shape)
     kept = before.clone()
-    close(core.add(Rows(x.a), right, before), x.product + kept, x.size)
+    close(core.plus(before, Rows(x.a), right), x.product + kept, x.size)
     if isinstance(right, Panels):
         close(core.plus(kept, Rows(x.a), right, bias), expected + kept, x.size)
 
@@ -140,7 +140,7 @@ def test_product_of_pairs(core: Core, seed: int, rows: int, reduced: int, panels
     left, right = core.to_pairs(x.a.T.contiguous()), core.to_pairs(x.b)
     close(core.put(left, right, numbers(rows, 16 * panels)), x.product, x.size)
     before = noise(seed + 3, rows, 16 * panels)
-    close(core.add(left, right, before.clone()), x.product + before, x.size)
+    close(core.plus(before, left, right), x.product + before, x.size)
 
 
 @pytest.mark.parametrize("panels", [1, 2, 3, 8, 11])

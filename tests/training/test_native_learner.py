@@ -20,7 +20,7 @@ from torch import Tensor
 from conftest import tiny_model as tiny_model_of
 from longthought.algorithms.objective import GRPO, NLL
 from longthought.algorithms.weighting import token_mean
-from longthought.core.errors import LongthoughtError
+from longthought.core.errors import LongthoughtError, SettingsError
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Rows, SamplingParams, rows_of
 from longthought.engine.engine import Engine, EngineSettings
@@ -36,15 +36,6 @@ from longthought.training.packing import layout, micro_batches, prompts_of
 
 tiny_model = partial(tiny_model_of, head_dim=16, max_position_embeddings=256)
 few = settings(max_examples=12, deadline=None, derandomize=True)
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = library.available()
-    if found is None:
-        pytest.skip(library.why_not())
-    if found.name == "plain":
-        monkeypatch.setenv(library.VARIABLE, "plain")
 
 
 with_core = pytest.mark.usefixtures("served")
@@ -417,3 +408,9 @@ def test_the_gradient_of_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.allclose(torch_s["with"], torch_s["without"], atol=1e-3)
     for name, expected in torch_s.items():
         torch.testing.assert_close(native_s[name], expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("settings_of", [LearnerSettings, EngineSettings])
+def test_an_unknown_precision_is_refused(settings_of: Any) -> None:
+    with pytest.raises(SettingsError, match="precision='fp16': must be one of auto, float32, bfloat16"):
+        settings_of(precision="fp16")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -103,6 +103,10 @@ class Sampler(Protocol):
         ...
 
 
+Finished: TypeAlias = Callable[[int, list[Completion]], object]
+"""Is told the index of a prompt and its completions, once they are all there."""
+
+
 @runtime_checkable
 class StreamingSampler(Sampler, Protocol):
     """A sampler that hands over the completions of a prompt as soon as it has them all.
@@ -110,12 +114,7 @@ class StreamingSampler(Sampler, Protocol):
     The method has a name of its own: whether ``sample`` takes a further argument cannot be seen from outside.
     """
 
-    def stream(
-        self,
-        prompts: Sequence[TokenIds],
-        params: SamplingParams,
-        finished: Callable[[int, list[Completion]], object],
-    ) -> list[list[Completion]]:
+    def stream(self, prompts: Sequence[TokenIds], params: SamplingParams, finished: Finished) -> list[list[Completion]]:
         """As ``sample``. Calls ``finished(index of the prompt, completions)`` once for every prompt, in any order.
 
         In the caller's thread; ``finished`` returns at once. What it raises ends the sampling and is raised here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 
 from longthought.core.errors import DataError, SettingsError
-from longthought.core.protocols import Renderer
+from longthought.core.protocols import Finished, Renderer
 from longthought.core.types import Completion, Message, SamplingParams, TokenIds
 from longthought.engine.native import Asked, NativeDecoder, NativeSteps, generate
 from longthought.engine.parameters import check, checked_prompt
 from longthought.engine.scheduler import Row, Scheduler
 from longthought.engine.stopping import Decode, StopStrings
 from longthought.engine.wave import Steps, TorchSteps, Wave
-from longthought.models.precision import Precision, autocast, native
+from longthought.models.precision import Precision, autocast, check_precision, native
 from longthought.models.transformer import Transformer
 
 
@@ -36,6 +36,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise SettingsError(f"slots={self.slots}: must be at least 1")
+        check_precision("engine", self.precision)
         if self.threads < 0:
             raise SettingsError(f"threads={self.threads}: must be at least 1, or 0 for as many as PyTorch has")
 
@@ -83,7 +84,7 @@ class Engine:
         self,
         prompts: Sequence[TokenIds | str],
         params: SamplingParams,
-        finished: Callable[[int, list[Completion]], object],
+        finished: Finished,
     ) -> list[list[Completion]]:
         """As ``sample``; ``finished`` is given the index of a prompt and its completions once they are all there."""
         params = self.ended(params)
@@ -119,7 +120,7 @@ class Engine:
         prompts: Sequence[TokenIds],
         params: SamplingParams,
         scheduler: Scheduler,
-        finished: Callable[[int, list[Completion]], object],
+        finished: Finished,
     ) -> None:
         context, slots = self.model.config.max_position_embeddings, len(scheduler.slots)
         longest = min(context, max(map(len, prompts)) + params.max_tokens)

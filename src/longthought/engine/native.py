@@ -18,19 +18,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from longthought.core.errors import LongthoughtError
+from longthought.core.protocols import Finished
 from longthought.core.types import Completion, Finish, TokenIds
 from longthought.engine.scheduler import Row
 from longthought.models.kernels.core import Core, at
 from longthought.models.kernels.packed import Packed, PackedLayer, pack
 from longthought.models.transformer import Transformer
 
-Finished = Callable[[int, list[Completion]], object]
-
 _TALL = 6  # rows of the core's tallest tile: waves are a multiple of it
 _WIDEST = 30  # rows of a wave
 _STREAMED = 60  # the same, where the weights do not fit into the cache and every step reads them from memory
 _SHARE = 1 / 3  # of the last cache, for weights, keys and values; other programs use it, too
 _USUAL = 16 * 2**20  # bytes of a last cache that does not tell its size
+_FULL = "no memory is left for the keys and values of the replies: fewer slots, or shorter replies"
 _DONE, _STOPPED, _NO_MEMORY, _NO_TOKEN = range(4)
 _POINTERS = (
     *("qkv", "out", "gate_up", "down", "qkv_bias", "out_bias", "gate_up_bias", "down_bias"),
@@ -148,9 +148,7 @@ class _Replies:
     def _completion(self, number: int) -> Completion:
         row, first = self.asked.rows[number], self.starts[number]
         ids = tuple(self.drawn[first : first + int(self.lengths[number])].tolist())
-        finish = Finish.STOP
-        if ids[-1] not in self._stop:
-            finish = Finish.BUDGET if row.bounded else Finish.LENGTH
+        finish = Finish.STOP if ids[-1] in self._stop else row.cut
         return Completion(ids, tuple(self.logprobs[first : first + len(ids)].tolist()), finish, self.version)
 
 
@@ -182,7 +180,7 @@ def generate(decoder: NativeDecoder, asked: Asked, threads: int, slots: int, fin
     )
     status = _run(decoder, request, lambda number: finished(number, replies.of(number)))
     if status == _NO_MEMORY:
-        raise MemoryError("no memory is left for the keys and values of the replies: fewer slots, or shorter replies")
+        raise MemoryError(_FULL)
     if status == _NO_TOKEN:
         number = int((replies.lengths < 0).nonzero()[0])
         raise no_token(asked.rows[number].prompt, -1 - int(replies.lengths[number]))
@@ -265,7 +263,7 @@ class NativeSteps:
     def _checked(self, name: str, *arguments: Any) -> None:
         values = (at(a) if isinstance(a, Tensor) else a for a in arguments)
         if self._call[name](self._decoder.core.narrow, self._session, *values) != _DONE:
-            raise MemoryError("no memory is left for keys and values: fewer slots, or shorter replies")
+            raise MemoryError(_FULL)
 
 
 def no_token(prompt: int, tokens: int) -> LongthoughtError:

@@ -28,6 +28,11 @@ class Row:
     alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     finish: Finish | None = None
 
+    @property
+    def cut(self) -> Finish:
+        """What its end is called if it comes by the limit."""
+        return Finish.BUDGET if self.bounded else Finish.LENGTH
+
 
 class Scheduler:
     """Rows wait in order; a finished row makes room for the next.
@@ -89,7 +94,7 @@ class Scheduler:
         elif self._strings is not None and self._strings.completed(row.tokens):
             row.finish = Finish.STOP_STRING
         elif len(row.tokens) == row.limit:
-            row.finish = Finish.BUDGET if row.bounded else Finish.LENGTH
+            row.finish = row.cut
         if row.finish is None:
             return None
         self.slots[slot] = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from longthought.core.errors import SettingsError
+from longthought.core.protocols import Finished
 from longthought.core.types import Completion, SamplingParams, TokenIds
 from longthought.engine.engine import Engine
 
@@ -31,7 +32,7 @@ class ShardedEngine:
         self.engine = engine
         self.version = 0
         self._crew: Crew | None = None
-        self._tell: Callable[[int, list[Completion]], object] = _nobody
+        self._tell: Finished = _nobody
 
     @property
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -49,7 +50,7 @@ class ShardedEngine:
         self,
         prompts: Sequence[TokenIds | str],
         params: SamplingParams,
-        finished: Callable[[int, list[Completion]], object],
+        finished: Finished,
     ) -> list[list[Completion]]:
         """As ``Engine.stream``: this process's groups as they are complete, those of other members at the end."""
         assert self._crew is not None, "join a team first"

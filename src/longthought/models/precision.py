@@ -10,17 +10,24 @@ Weights, gradients, norms, the residual stream and log-probs are float32 in all 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from longthought.core.errors import SettingsError
 from longthought.models.kernels.core import Core, core
 from longthought.models.kernels.library import Library, available, wish
 from longthought.models.kernels.native import NativeTransformer
 from longthought.models.kernels.packed import unsupported
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def check_precision(owner: str, precision: str) -> None:
+    """Raises SettingsError for anything else."""
+    if precision not in get_args(Precision):
+        raise SettingsError(f"{owner}: precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
 
 
 def native(model: nn.Module, precision: Precision) -> Core | None:

@@ -16,7 +16,7 @@ from longthought.core.errors import NotFinite, RunMismatch, SettingsError
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows, Update
 from longthought.models import lora
-from longthought.models.precision import Precision, autocast, computed, native
+from longthought.models.precision import Precision, autocast, check_precision, computed, native
 from longthought.models.transformer import Transformer
 from longthought.training.optimizer import OptimizerSettings, set_lr
 from longthought.training.packing import layout, micro_batches, prompts_of
@@ -38,6 +38,7 @@ class LearnerSettings:
         for name in ("micro_tokens", "max_norm", "head_chunk"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be positive")
+        check_precision("learner", self.precision)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def layout(rows: Rows, needed: Bool[Tensor, "n t"], share: bool) -> Layout:
     lengths: list[int] = []
     parents: list[int] = []
     segment: dict[int, tuple[int, int]] = {}  # of a shared prompt: its number and its start
-    shared = {row for row, one in enumerate(owner) if one != row} | {one for row, one in enumerate(owner) if one != row}
+    shared = {of for row, one in enumerate(owner) if one != row for of in (row, one)}
     place = 0
 
     def lay(row: int, start: int, end: int, parent: int) -> None:

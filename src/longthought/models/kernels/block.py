@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longthought.models.config import ModelConfig
-from longthought.models.kernels.core import Core, Pairs, Panels, Rows, numbers, zeros
+from longthought.models.kernels.core import PANEL, Core, Pairs, Panels, Rows, numbers, zeros
 from longthought.models.kernels.packed import PackedLayer, weight
 from longthought.models.transformer import Block
 
@@ -104,7 +104,7 @@ class NativeBlock(torch.autograd.Function):
         return (
             None, None, None, None, dx,
             *d_all.split(sizes), d_out, d_gate, d_up, d_down,
-            *d_biases, d_out_bias, _flat(d_gate_bias), _flat(d_up_bias), d_down_bias,
+            *d_biases, d_out_bias, d_gate_bias, d_up_bias, d_down_bias,
             d_attention_norm, d_ffn_norm, *d_gains,
         )  # fmt: skip
 
@@ -120,18 +120,14 @@ def _norm(core: Core, x: Tensor, gain: Tensor, eps: float) -> tuple[Rows, Tensor
 
 
 def _parted(both: Tensor) -> tuple[Tensor, Tensor]:
-    """Gate and up of rows whose pieces of 16 take turns, (2 F, D) → two (F, D)."""
-    pieces = both.view(-1, 2, 16, both.shape[1])
-    return pieces[:, 0].reshape(-1, both.shape[1]), pieces[:, 1].reshape(-1, both.shape[1])
+    """Gate and up where pieces of 16 take turns, (2 F, …) → two (F, …): ``packed.alternating``, undone."""
+    gate, up = both.view(-1, 2, PANEL, *both.shape[1:]).unbind(1)
+    return gate.flatten(0, 1), up.flatten(0, 1)
 
 
 def _by_column(pairs: Tensor, per: int) -> Tensor:
-    """Sums of the columns of a matrix in pairs, (columns, 1)."""
-    return pairs.view(-1, pairs.shape[1], per).float().sum((0, 2))[:, None]
-
-
-def _flat(column: Tensor | None) -> Tensor | None:
-    return None if column is None else column.flatten()
+    """Sums of the columns of a matrix in pairs, (columns,)."""
+    return pairs.view(-1, pairs.shape[1], per).float().sum((0, 2))
 
 
 def _sum(rows: Tensor, bias: Tensor | None) -> Tensor | None:

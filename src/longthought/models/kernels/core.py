@@ -70,7 +70,7 @@ class Core:
     """The functions of one library for one type of items."""
 
     def __init__(self, library: Library, dtype: torch.dtype) -> None:
-        self.name, self.dtype, self.narrow = library.name, dtype, int(dtype == torch.bfloat16)
+        self.dtype, self.narrow = dtype, int(dtype == torch.bfloat16)
         self.per = 2 if self.narrow else 1
         self.library = library
         self._functions = {
@@ -90,7 +90,9 @@ class Core:
         out, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
         padded = -(-out // PANEL) * PANEL
         panels = self.items(padded, columns)
-        pairs = torch.zeros(padded, columns, dtype=self.dtype, device="cpu") if backward else None
+        pairs = self.items(padded, columns) if backward else None
+        if pairs is not None:
+            pairs[-(-out // self.per) * self.per :] = 0
         row = 0
         for number, part in enumerate(parts):
             every, first, at = (len(parts), number, 0) if alternate else (1, 0, row)
@@ -121,12 +123,7 @@ class Core:
         self._product(a, b, out, int(out.dtype == self.dtype and self.narrow), bias, None)
         return out
 
-    def add(self, a: Rows | Pairs, b: Pairs | Panels, out: Tensor) -> Tensor:
-        """out += a b, float32."""
-        self._product(a, b, out, 2, None, None)
-        return out
-
-    def plus(self, x: Tensor, a: Rows, b: Panels, bias: Tensor | None) -> Tensor:
+    def plus(self, x: Tensor, a: Rows | Pairs, b: Pairs | Panels, bias: Tensor | None = None) -> Tensor:
         """x + a b (+ bias), float32."""
         out = numbers(*x.shape)
         self._product(a, b, out, 2, bias, x)

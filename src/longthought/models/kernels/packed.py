@@ -58,9 +58,8 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class Packed:
-    """A decoder. ``core``: the functions that read it."""
+    """A decoder."""
 
-    core: Core
     config: ModelConfig
     layers: tuple[PackedLayer, ...]
     head: Matrix
@@ -74,7 +73,6 @@ class Packed:
 def pack(model: Transformer, core: Core, backward: bool = False) -> Packed:
     """The weights as they are now; a LoRA is merged. backward: also the layouts that a backward pass reads."""
     return Packed(
-        core,
         model.config,
         tuple(_layer(block, core, backward) for block in model.model.layers),
         core.matrix([model.lm_head.weight], backward),
