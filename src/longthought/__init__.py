@@ -140,7 +140,7 @@ if TYPE_CHECKING:
     from longthought.text.templates import TEMPLATES as TEMPLATES
     from longthought.text.templates import Template as Template
     from longthought.training.optimizer import AdamW as AdamW
-    from longthought.training.optimizer import Schedule as Schedule
+    from longthought.training.schedule import Schedule as Schedule
     from longthought.verifiers.choice import Choice as Choice
     from longthought.verifiers.compose import All as All
     from longthought.verifiers.compose import Any as Any

@@ -171,5 +171,5 @@ def test_llama3_scaling_by_hand() -> None:
     """An angle 2π n turns n times per position, of which the context of pretraining has one here."""
     scaling = Llama3Scaling(8.0, 1.0, 4.0, 1)
     turns = torch.tensor([8.0, 4.0, 2.5, 1.0, 0.5], dtype=torch.float64)
-    kept = scaling(turns * 2 * math.pi) / (2 * math.pi)
+    kept = scaling(turns * 2 * math.pi, 10000.0) / (2 * math.pi)
     assert kept.tolist() == pytest.approx([8.0, 4.0, 2.5 * (0.5 / 8 + 0.5), 1 / 8, 0.5 / 8])

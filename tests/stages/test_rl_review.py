@@ -37,7 +37,8 @@ from longthought.stages.rl import RL, _Loop
 from longthought.stages.updates import _Step
 from longthought.training.batching import lay_out
 from longthought.training.learner import PolicyLearner
-from longthought.training.optimizer import AdamW, Schedule
+from longthought.training.optimizer import AdamW
+from longthought.training.schedule import Schedule
 from longthought.training.team import Team
 
 LEAVE = per_group(leave_one_out)

@@ -17,7 +17,8 @@ from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
 from longthought.runs.traces import PerRollout, PerTrained, Trained
 from longthought.stages.rl import RL
-from longthought.training.optimizer import AdamW, MuonAdamW, OptimizerSettings, Schedule
+from longthought.training.optimizer import AdamW, MuonAdamW, OptimizerSettings
+from longthought.training.schedule import Schedule
 
 
 @dataclass

@@ -276,8 +276,10 @@ def no_token(prompt: int, tokens: int) -> LongthoughtError:
 
 
 def _layer(layer: PackedLayer) -> _Layer:
-    matrices = (getattr(layer, name).panels for name in _POINTERS[:4])
-    return _Layer(*map(at, matrices), *(at(getattr(layer, name)) for name in _POINTERS[4:]))
+    a, n = layer.attention, layer.net
+    matrices = (one.panels for one in (a.qkv, a.out, n.gate_up, n.down))
+    biases = (a.qkv_bias, a.out_bias, n.gate_up_bias, n.down_bias)
+    return _Layer(*map(at, (*matrices, *biases, layer.attention_norm, layer.ffn_norm, a.q_gain, a.k_gain)))
 
 
 def _laid(prompts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(Protocol):
-    """q: (S, H, C), k and v: (S, K, C) of layer ``layer`` → (S, H, C)."""
+    """softmax(scale · q kᵀ) v.  q: (S, H, C), k: (S, K, C), v: (S, K, C_v) of layer ``layer`` → (S, H, C_v).
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor: ...
+    scale: None for 1/√C.
+    """
+
+    @property
+    def keeps(self) -> bool:
+        """Whether keys and values are stored. Latent attention then gives its latents, of which they are made."""
+        ...
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, /) -> Tensor: ...
 
 
 class PackedAttention:
@@ -26,6 +34,8 @@ class PackedAttention:
     parents: for every sequence an earlier one that it continues, or -1: its tokens see all of its parent's, too. So the
     replies to a prompt share the prompt's tokens. A parent has no parent.
     """
+
+    keeps = False
 
     def __init__(
         self, lengths: Sequence[int], device: torch.device | str = "cpu", parents: Sequence[int] | None = None
@@ -59,16 +69,23 @@ class PackedAttention:
         return flat if self._full else flat.index_select(0, self._slot)
 
     def __call__(
-        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
-    ) -> Float[Tensor, "s h c"]:
+        self,
+        layer: int,
+        q: Float[Tensor, "s h c"],
+        k: Float[Tensor, "s k c"],
+        v: Float[Tensor, "s k v"],
+        scale: float | None = None,
+        /,
+    ) -> Float[Tensor, "s h v"]:
         q, k, v = (self.pad(x).transpose(1, 2) for x in (q, k, v))
         gqa = q.shape[1] != k.shape[1]
         if self._before is None:
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa, scale=scale)
         else:
             behind = self.segments[2].clamp(min=0)
             k, v = (torch.cat((x[behind], x), 2) for x in (k, v))
-            out = scaled_dot_product_attention(q, k, v, attn_mask=self._seen(self._before), enable_gqa=gqa)
+            seen = self._seen(self._before)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa, scale=scale)
         return self.pack(out.transpose(1, 2))
 
     def _seen(self, before: Tensor) -> Tensor:

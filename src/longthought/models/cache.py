@@ -16,16 +16,21 @@ _STRIDE = 32  # attended widths are rounded up to this, so that few distinct sha
 class SlotCache:
     """Keys and values of ``slots`` sequences of at most ``capacity`` tokens, allocated once.
 
+    Of latent attention it holds c^KV and k^R, in the place of the keys of one head; c^KV is the values, too.
+
     As an ``Attention`` it serves one decoding step: row i of the packed tokens is the next token of slot i.
     ``length`` (slots,) counts the tokens stored; the step's own token is stored by the call.
     """
 
+    keeps = True
+
     def __init__(
         self, config: ModelConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        heads, key, value = config.cached
+        shape = (config.num_hidden_layers, slots, heads, capacity)
+        self.keys = torch.zeros((*shape, key), dtype=dtype, device=device)
+        self.values = torch.zeros((*shape, value), dtype=dtype, device=device)
         self.length = torch.zeros(slots, dtype=torch.int64, device=device)
         self._row = torch.arange(slots, device=device)
         self._mask: Tensor | None = None
@@ -46,16 +51,27 @@ class SlotCache:
         self.length = (self.length + 1).clamp_(max=self.keys.shape[3] - 1)
 
     def __call__(
-        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
-    ) -> Float[Tensor, "s h c"]:
+        self,
+        layer: int,
+        q: Float[Tensor, "s h c"],
+        k: Float[Tensor, "s k c"],
+        v: Float[Tensor, "s k v"],
+        scale: float | None = None,
+        /,
+    ) -> Float[Tensor, "s h v"]:
         assert self._mask is not None, "begin_step comes first"
         keys, values = self.keys[layer], self.values[layer]
         keys[self._row, :, self.length] = k
-        values[self._row, :, self.length] = v
+        if values.shape[-1]:
+            values[self._row, :, self.length] = v
+        else:
+            values = keys[..., : v.shape[-1]]
         width = self._mask.shape[-1]
         heads = k.shape[1]
         grouped = q.unflatten(1, (heads, -1))  # the query heads of a key head are attended as its queries
-        out = scaled_dot_product_attention(grouped, keys[:, :, :width], values[:, :, :width], attn_mask=self._mask)
+        out = scaled_dot_product_attention(
+            grouped, keys[:, :, :width], values[:, :, :width], attn_mask=self._mask, scale=scale
+        )
         return out.flatten(1, 2)
 
     def fill(self, slots: Int[Tensor, " n"], prompts: Prefill, rows: Int[Tensor, " n"]) -> None:
@@ -63,7 +79,7 @@ class SlotCache:
         width = prompts.width
         for layer, (k, v) in enumerate(prompts.stored):
             self.keys[layer, slots, :, :width] = k[rows]
-            self.values[layer, slots, :, :width] = v[rows]
+            self.values[layer, slots, :, :width] = v[rows][..., : self.values.shape[-1]]
         self.length[slots] = prompts.sizes[rows]
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
@@ -75,13 +91,21 @@ class SlotCache:
 class Prefill(PackedAttention):
     """Packed attention that remembers the keys and values of prompts, each computed once for its whole group."""
 
+    keeps = True
+
     def __init__(self, lengths: list[int], device: torch.device | str = "cpu") -> None:
         super().__init__(lengths, device)
         self.sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
         self.stored: list[tuple[Tensor, Tensor]] = []
 
     def __call__(
-        self, layer: int, q: Float[Tensor, "s h c"], k: Float[Tensor, "s k c"], v: Float[Tensor, "s k c"], /
-    ) -> Float[Tensor, "s h c"]:
+        self,
+        layer: int,
+        q: Float[Tensor, "s h c"],
+        k: Float[Tensor, "s k c"],
+        v: Float[Tensor, "s k v"],
+        scale: float | None = None,
+        /,
+    ) -> Float[Tensor, "s h v"]:
         self.stored.append((self.pad(k).transpose(1, 2), self.pad(v).transpose(1, 2)))
-        return super().__call__(layer, q, k, v)
+        return super().__call__(layer, q, k, v, scale)

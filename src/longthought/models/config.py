@@ -13,6 +13,7 @@ import torch
 from longthought.core.errors import CheckpointError, SettingsError
 from longthought.core.files import CONFIG_LIMIT, read_json
 from longthought.models import hf_config
+from longthought.models.parts import Experts, Latent
 from longthought.models.rope import RopeScaling
 
 TABLE = 2**29
@@ -33,7 +34,11 @@ _ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "lla
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A dense decoder: RMSNorm, RoPE, SwiGLU, grouped-query attention.
+    """A decoder: RMSNorm, RoPE, SwiGLU, grouped-query attention; and what the DeepSeek-V3 architecture puts in place.
+
+    latent: multi-head latent attention instead; then ``head_dim`` is d_h + d_h^R and every head has keys of its own.
+    experts: routed experts in place of the nets of all layers but the first few.
+    num_nextn_predict_layers: D, modules that predict further tokens, each one after the last.
 
     ``qk_norm`` normalises queries and keys per head (Qwen3); ``qkv_bias`` adds biases to their projections (Qwen2), and
     ``output_bias`` one to the projection of the output (Llama with ``attention_bias``). In Qwen3 the two biases come
@@ -56,8 +61,14 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    latent: Latent | None = None
+    experts: Experts | None = None
+    num_nextn_predict_layers: int = 0
 
     def __post_init__(self) -> None:
+        if self.latent is not None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+            object.__setattr__(self, "head_dim", self.latent.qk_head_dim)
         for name in _SIZES:
             if not (type(getattr(self, name)) is int and getattr(self, name) >= 1):
                 raise SettingsError(f"{name}={getattr(self, name)!r}: must be a whole number, at least 1")
@@ -77,6 +88,62 @@ class ModelConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be above 0 and finite")
         self._settle_biases()
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Latent attention, experts and further tokens: what some architecture of Hugging Face has together."""
+        latent, experts, ahead = self.latent, self.experts, self.num_nextn_predict_layers
+        if not (type(ahead) is int and ahead >= 0):
+            raise SettingsError(f"num_nextn_predict_layers={ahead!r}: must be a whole number, at least 0")
+        if ahead and latent is None:
+            raise SettingsError("num_nextn_predict_layers needs latent attention: only deepseek_v3 has both")
+        if latent is not None and (self.qk_norm or self.qkv_bias or self.mlp_bias):
+            raise SettingsError("latent attention has neither qk_norm nor qkv_bias, and its nets have no mlp_bias")
+        if experts is None:
+            return
+        wanted = "sigmoid" if latent is not None else "softmax"
+        if experts.score != wanted or (latent is None and not self.qk_norm):
+            raise SettingsError(
+                "experts need latent attention and score='sigmoid' (deepseek_v3), or qk_norm and score='softmax' "
+                "(qwen3_moe): no other architecture has them"
+            )
+        if (experts.n_shared_experts > 0) != (latent is not None):
+            raise SettingsError("shared experts belong to deepseek_v3, which has at least one; qwen3_moe has none")
+        beyond = [layer for layer in experts.dense_layers if layer >= self.num_hidden_layers]
+        if beyond:
+            raise SettingsError(f"dense_layers names layer {beyond[0]}; the model has {self.num_hidden_layers}")
+        if latent is not None and experts.dense_layers != tuple(range(len(experts.dense_layers))):
+            raise SettingsError("dense_layers: the dense layers of deepseek_v3 are its first ones")
+
+    def is_routed(self, layer: int) -> bool:
+        """Whether a layer has routed experts; those that predict further tokens, from L on, do if any does."""
+        return self.experts is not None and layer not in self.experts.dense_layers
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """The layers with routed experts, those that predict further tokens included, from L on."""
+        return tuple(i for i in range(self.num_hidden_layers + self.num_nextn_predict_layers) if self.is_routed(i))
+
+    @property
+    def rope_dim(self) -> int:
+        """Numbers of a query or key that are rotated."""
+        return self.head_dim if self.latent is None else self.latent.qk_rope_head_dim
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What one layer keeps of a token: key heads, numbers of a key, numbers of a value that the key does not hold.
+
+        Latent attention keeps c^KV and k^R, of which c^KV is the value, too.
+        """
+        if self.latent is not None:
+            return 1, self.latent.kv_lora_rank + self.latent.qk_rope_head_dim, 0
+        return self.num_key_value_heads, self.head_dim, self.head_dim
+
+    @property
+    def cache_numbers(self) -> int:
+        """Numbers that all layers together keep of a token."""
+        heads, key, value = self.cached
+        return self.num_hidden_layers * heads * (key + value)
 
     def _settle_biases(self) -> None:
         if self.qk_norm and self.qkv_bias:
@@ -107,19 +174,44 @@ class ModelConfig:
     @property
     def model_type(self) -> str:
         """The Hugging Face architecture that computes the same function."""
+        if self.latent is not None:
+            return "deepseek_v3"
         if self.qk_norm:
-            return "qwen3"
+            return "qwen3" if self.experts is None else "qwen3_moe"
         return "qwen2" if self.qkv_bias and not self.output_bias else "llama"
 
     def parameters(self) -> int:
-        """Number of trainable numbers."""
-        d, c, f = self.hidden_size, self.head_dim, self.intermediate_size
-        q, kv = self.num_attention_heads * c, self.num_key_value_heads * c
-        attention = d * (q + 2 * kv) + q * d + (2 * c if self.qk_norm else 0)
-        attention += (q + 2 * kv if self.qkv_bias else 0) + (d if self.output_bias else 0)
-        layer = attention + 3 * d * f + (2 * f + d if self.mlp_bias else 0) + 2 * d
+        """Number of trainable numbers, all modules included."""
+        experts = 0 if self.experts is None else self.experts.n_routed_experts
+        return self._parameters(experts, self.num_nextn_predict_layers)
+
+    def active_parameters(self) -> int:
+        """Those that compute one token: of the routed experts the chosen ones, and nothing that predicts further."""
+        return self._parameters(0 if self.experts is None else self.experts.num_experts_per_tok, 0)
+
+    def _parameters(self, experts: int, ahead: int) -> int:
+        """With so many routed experts in a layer, and modules that predict further tokens."""
+        d, depth = self.hidden_size, self.num_hidden_layers
         heads = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
-        return heads + self.num_hidden_layers * layer + d
+        attention = self._attention_parameters() + 2 * d
+        nets = sum(self._net_parameters(layer, experts) for layer in range(depth + ahead))
+        return heads + (depth + ahead) * attention + nets + d + ahead * (2 * d * d + 3 * d)
+
+    def _attention_parameters(self) -> int:
+        d, c = self.hidden_size, self.head_dim
+        if self.latent is not None:
+            return self.latent.parameters(d, self.num_attention_heads)
+        q, kv = self.num_attention_heads * c, self.num_key_value_heads * c
+        biases = (q + 2 * kv if self.qkv_bias else 0) + (d if self.output_bias else 0)
+        return d * (q + 2 * kv) + q * d + (2 * c if self.qk_norm else 0) + biases
+
+    def _net_parameters(self, layer: int, experts: int) -> int:
+        d, f = self.hidden_size, self.intermediate_size
+        if self.experts is None or not self.is_routed(layer):
+            return 3 * d * f + (2 * f + d if self.mlp_bias else 0)
+        wide = self.experts.moe_intermediate_size
+        noise = 2 if self.experts.noisy else 1
+        return 3 * d * wide * (experts + self.experts.n_shared_experts) + noise * d * self.experts.n_routed_experts
 
     def to_hf(self, base: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         """The ``config.json`` that ``transformers`` reads, of version 4 or 5.

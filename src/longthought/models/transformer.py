@@ -5,25 +5,17 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
 
 from longthought.core.errors import DataError
 from longthought.models.attention import Attention, PackedAttention
 from longthought.models.config import ModelConfig
+from longthought.models.experts import MixtureOfExperts
 from longthought.models.heads import token_logprobs
+from longthought.models.latent import LatentAttention
+from longthought.models.net import SwiGLU
+from longthought.models.norm import RMSNorm
 from longthought.models.rope import angles, rotate
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · g.  Zhang and Sennrich, arXiv:1910.07467, equation 4."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s d"]:
-        return rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+from longthought.models.routing import Routing
 
 
 class SelfAttention(nn.Module):
@@ -55,28 +47,17 @@ class SelfAttention(nn.Module):
         return out
 
 
-class SwiGLU(nn.Module):
-    """W_down (silu(W_gate x) ⊙ W_up x).  Shazeer, arXiv:2002.05202, equation 6, with biases if the config says so."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        d, f = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(d, f, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(d, f, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(f, d, bias=config.mlp_bias)
-
-    def forward(self, x: Float[Tensor, "s d"]) -> Float[Tensor, "s d"]:
-        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
 class Block(nn.Module):
     """One layer: attention, then the feed-forward net, each behind a norm and added to the stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config)
-        self.mlp = SwiGLU(config)
+        self.self_attn = SelfAttention(config) if config.latent is None else LatentAttention(config)
+        self.mlp: SwiGLU | MixtureOfExperts
+        if config.is_routed(layer):
+            self.mlp = MixtureOfExperts(config)
+        else:
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, config.mlp_bias)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -84,17 +65,19 @@ class Block(nn.Module):
         self,
         layer: int,
         x: Float[Tensor, "s d"],
-        cos: Float[Tensor, "s 1 c"],
-        sin: Float[Tensor, "s 1 c"],
+        rope: tuple[Float[Tensor, "s 1 c"], Float[Tensor, "s 1 c"]],
         attend: Attention,
+        routing: Routing | None,
     ) -> Float[Tensor, "s d"]:
-        x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        x = x + self.self_attn(layer, self.input_layernorm(x), *rope, attend)
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MixtureOfExperts):
+            return x + self.mlp(layer, normed, routing)  # type: ignore[no-any-return]
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
-    """Embeddings, blocks and the last norm (Hugging Face's ``model.``)."""
+    """Embeddings, blocks and the last norm (Hugging Face's ``model.``); ``mtp`` predicts further tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,8 +85,43 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(
             torch.zeros(config.vocab_size, config.hidden_size), freeze=False
         )
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(depth))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.num_nextn_predict_layers:
+            self.mtp = nn.ModuleList(Prediction(config, depth + k) for k in range(config.num_nextn_predict_layers))
+
+
+class Prediction(nn.Module):
+    """One module of multi-token prediction (DeepSeek-V3, section 2.2): a token further than the state it starts from.
+
+    It shares embeddings and head with the model. Checkpoints hold it as layer L + k − 1, with Hugging Face's names.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.layer = layer
+        self.enorm, self.hnorm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.block = Block(config, layer)
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "s d"],
+        embedded: Float[Tensor, "s d"],
+        rope: tuple[Float[Tensor, "s 1 c"], Float[Tensor, "s 1 c"]],
+        attend: Attention,
+        routing: Routing | None,
+    ) -> Float[Tensor, "s d"]:
+        """h^k from h^{k−1} (after the norm of the model, or of the module before) and Emb(t_{i+k}).
+
+        Equations 21 and 22; the halves of M_k stand in the order of the checkpoints, the embedding first.
+        """
+        joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1))
+        out: Tensor = self.norm(self.block(self.layer, joined, rope, attend, routing))
+        return out
 
 
 class Transformer(nn.Module):
@@ -123,25 +141,53 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        cos, sin = angles(config.head_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
+        cos, sin = angles(config.rope_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, tokens: Int[Tensor, "*s"], positions: Int[Tensor, " s"] | None = None, attend: Attention | None = None
+        self,
+        tokens: Int[Tensor, "*s"],
+        positions: Int[Tensor, " s"] | None = None,
+        attend: Attention | None = None,
+        routing: Routing | None = None,
     ) -> Float[Tensor, "*s d"]:
         """Hidden states after the last norm.  tokens, positions: (S,) int64 → (S, D).
 
-        With tokens alone: ``logits``.
+        With tokens alone: ``logits``.  routing: is told what the routers choose, and may prescribe it.
         """
         if positions is None or attend is None:
             return self.logits(tokens)
         x = self.model.embed_tokens(tokens)
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        rope = self._rope(positions)
         for number, block in enumerate(self.model.layers):
-            x = block(number, x, cos, sin, attend)
+            x = block(number, x, rope, attend, routing)
         out: Tensor = self.model.norm(x)
         return out
+
+    def ahead(
+        self,
+        hidden: Float[Tensor, "s d"],
+        following: Int[Tensor, "depth s"],
+        positions: Int[Tensor, " s"],
+        attend: Attention,
+        routing: Routing | None = None,
+    ) -> list[Float[Tensor, "s d"]]:
+        """The states h^1 … h^depth that predict the 2nd, 3rd, … token after each one; the head reads them as it reads
+        h^0 (DeepSeek-V3, section 2.2).
+
+        hidden: (S, D) h^0, what ``forward`` gave.  following: (depth, S), row k − 1 the k-th token after each one;
+        where a sequence has ended any token will do: nothing before depends on it.
+        """
+        rope = self._rope(positions)
+        states: list[Tensor] = []
+        for module, tokens in zip(self.model.mtp, following):
+            hidden = module(hidden, self.model.embed_tokens(tokens), rope, attend, routing)
+            states.append(hidden)
+        return states
+
+    def _rope(self, positions: Int[Tensor, " s"]) -> tuple[Tensor, Tensor]:
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
     def token_logprobs(
         self, hidden: Float[Tensor, "s d"], targets: Int[Tensor, " s"], temperature: float, chunk: int = 1024
@@ -173,14 +219,14 @@ def initialize(model: Transformer, seed: int) -> None:
     config = model.config
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "gate.noise")):
                 parameter.zero_()
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
             elif "embed_tokens" in name:
                 scale = config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0
                 parameter.normal_(0.0, scale, generator=generator)
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            elif name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight", "experts.down_proj")):
                 parameter.zero_()
             else:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)

@@ -28,7 +28,8 @@ from longthought.tasks.files import FileTask
 from longthought.tasks.grading import Grading, ReplyForm
 from longthought.text.templates import TEMPLATES, Template
 from longthought.training.learner import LearnerSettings
-from longthought.training.optimizer import AdamW, Schedule
+from longthought.training.optimizer import AdamW
+from longthought.training.schedule import Schedule
 from longthought.verifiers.choice import Choice
 from longthought.verifiers.exact import Exact, Number, SetMatch
 from longthought.verifiers.function import Function

@@ -24,7 +24,8 @@ from longthought.stages.rl import RL
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import WORDS, CountdownProbes, CountdownWeb, vocabulary
 from longthought.training.learner import LearnerSettings
-from longthought.training.optimizer import AdamW, MuonAdamW, Schedule
+from longthought.training.optimizer import AdamW, MuonAdamW
+from longthought.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

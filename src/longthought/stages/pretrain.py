@@ -25,7 +25,8 @@ from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
 from longthought.training.batching import documents
 from longthought.training.learner import LearnerSettings, PolicyLearner
-from longthought.training.optimizer import MuonAdamW, OptimizerSettings, Schedule
+from longthought.training.optimizer import MuonAdamW, OptimizerSettings
+from longthought.training.schedule import Schedule
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 

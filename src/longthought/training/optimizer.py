@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from longthought.core.errors import SettingsError
+from longthought.training.schedule import Schedule
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al. (2024): steepest at 0, for singular values that end near 1, not at 1."""
@@ -141,30 +142,6 @@ class Muon(Optimizer):
             state["momentum"] = torch.zeros_like(p)
         momentum: Tensor = state["momentum"]
         return momentum
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up over ``warmup`` steps, constant, linear decay to ``final`` × over the last ``decay`` share."""
-
-    warmup: int = 0
-    decay: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.final <= 1:
-            raise SettingsError("schedule: warmup must be >= 0, decay and final within 0 … 1")
-        if self.final and not self.decay:
-            raise SettingsError(f"schedule.final={self.final} changes nothing without schedule.decay")
-
-    def factor(self, step: int, steps: int) -> float:
-        """Multiplier of the learning rate for optimizer step ``step`` of ``steps`` (counted from 0)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        start = steps * (1 - self.decay)
-        if step < start or not self.decay:
-            return 1.0
-        return 1.0 + (self.final - 1.0) * min(1.0, (step + 1 - start) / (steps - start))
 
 
 @dataclass(frozen=True)

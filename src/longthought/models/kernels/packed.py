@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from longthought.models.config import ModelConfig
 from longthought.models.kernels.core import PANEL, Core, Matrix
 from longthought.models.lora import AdaptedLinear
-from longthought.models.transformer import Block, RMSNorm, Transformer
+from longthought.models.net import SwiGLU
+from longthought.models.norm import RMSNorm
+from longthought.models.transformer import Block, SelfAttention, Transformer
 
 _WIDEST_HEAD = 1024
 
@@ -29,6 +31,8 @@ def unsupported(model: nn.Module) -> str:
 
 def unfit(config: ModelConfig) -> str:
     """Why the native core cannot run a model of these shapes; empty if it can."""
+    if config.latent is not None or config.experts is not None:
+        return "latent attention and routed experts have no native kernels yet"
     for name in ("hidden_size", "intermediate_size", "head_dim"):
         size = getattr(config, name)
         if size % PANEL:
@@ -39,21 +43,35 @@ def unfit(config: ModelConfig) -> str:
 
 
 @dataclass(frozen=True)
-class PackedLayer:
-    """One block. Norms and gains are the model's own tensors; ``*_bias`` and gains may be missing."""
+class PackedHeads:
+    """Grouped-query attention. Gains are the model's own tensors; they and ``*_bias`` may be missing."""
 
     qkv: Matrix
     out: Matrix
-    gate_up: Matrix
-    down: Matrix
     qkv_bias: Tensor | None
     out_bias: Tensor | None
-    gate_up_bias: Tensor | None
-    down_bias: Tensor | None
-    attention_norm: Tensor
-    ffn_norm: Tensor
     q_gain: Tensor | None
     k_gain: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedNet:
+    """The gated net; the panels of gate and up take turns."""
+
+    gate_up: Matrix
+    down: Matrix
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One block. Norms are the model's own tensors."""
+
+    attention: PackedHeads
+    net: PackedNet
+    attention_norm: Tensor
+    ffn_norm: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,22 +103,37 @@ def pack(model: Transformer, core: Core, backward: bool = False) -> Packed:
 
 def _layer(block: nn.Module, core: Core, backward: bool) -> PackedLayer:
     assert isinstance(block, Block)
-    attention, mlp = block.self_attn, block.mlp
-    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-    both = (mlp.gate_proj, mlp.up_proj)
+    assert isinstance(block.self_attn, SelfAttention)
+    assert isinstance(block.mlp, SwiGLU)
     return PackedLayer(
-        core.matrix([weight(one) for one in qkv], backward),
-        core.matrix([weight(attention.o_proj)], backward),
-        core.matrix([weight(one) for one in both], backward, alternate=True),
-        core.matrix([weight(mlp.down_proj)], backward),
-        None if qkv[0].bias is None else torch.cat([_float(one.bias) for one in qkv]),
-        _bias(attention.o_proj),
-        None if both[0].bias is None else alternating([_float(one.bias) for one in both]),
-        _bias(mlp.down_proj),
+        pack_heads(block.self_attn, core, backward),
+        pack_net(block.mlp, core, backward),
         _float(block.input_layernorm.weight),
         _float(block.post_attention_layernorm.weight),
+    )
+
+
+def pack_heads(attention: SelfAttention, core: Core, backward: bool) -> PackedHeads:
+    """The matrices of grouped-query attention."""
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return PackedHeads(
+        core.matrix([weight(one) for one in qkv], backward),
+        core.matrix([weight(attention.o_proj)], backward),
+        None if qkv[0].bias is None else torch.cat([_float(one.bias) for one in qkv]),
+        _bias(attention.o_proj),
         gain(attention.q_norm),
         gain(attention.k_norm),
+    )
+
+
+def pack_net(net: SwiGLU, core: Core, backward: bool) -> PackedNet:
+    """The matrices of a gated net."""
+    both = (net.gate_proj, net.up_proj)
+    return PackedNet(
+        core.matrix([weight(one) for one in both], backward, alternate=True),
+        core.matrix([weight(net.down_proj)], backward),
+        None if both[0].bias is None else alternating([_float(one.bias) for one in both]),
+        _bias(net.down_proj),
     )
 
 
