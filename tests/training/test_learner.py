@@ -17,8 +17,8 @@ from longthought.models.heads import token_logprobs
 from longthought.training.batching import documents, informative
 from longthought.training.learner import LearnerSettings, PolicyLearner
 from longthought.training.optimizer import AdamW, Muon, MuonAdamW, orthogonalize
-from longthought.training.schedule import Schedule
 from longthought.training.packing import micro_batches
+from longthought.training.schedule import Schedule
 
 OBJECTIVES = [
     NLL(),

@@ -18,8 +18,8 @@ from longthought.engine.engine import Engine
 from longthought.engine.sharding import ShardedEngine
 from longthought.training.learner import PolicyLearner
 from longthought.training.optimizer import AdamW, MuonAdamW, OptimizerSettings
-from longthought.training.schedule import Schedule
 from longthought.training.packing import shards
+from longthought.training.schedule import Schedule
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 
