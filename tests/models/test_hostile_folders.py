@@ -15,6 +15,8 @@ from model_folders import change_json, header_of, read, sound_folder, store, wri
 
 from longthought.core.errors import CheckpointError
 from longthought.models import weights
+from longthought.models.parts import Experts, Latent
+from longthought.models.rope import YarnScaling
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 NORM = "model.norm.weight"
@@ -119,7 +121,8 @@ WHOLE: dict[str, tuple[Damage, str]] = {
     "an entry is a number": (header(lambda h: h.update({NORM: 3})), "describes 'model.norm.weight' by 3"),
     "an entry lacks its shape": (header(lambda h: h[NORM].pop("shape")), "describes"),
     "integers": (entry(dtype="I32"), "I32.*F32, F16, BF16"),
-    "eight bits": (entry(dtype="F8_E4M3"), "F8_E4M3"),
+    "other eight bits": (entry(dtype="F8_E5M2"), "F8_E5M2.*F8_E4M3"),
+    "eight bits": (entry(dtype="F8_E4M3"), "does not fit its place"),
     "no type": (entry(dtype="float"), "'float'"),
     "type is a list": (entry(dtype=["F32"]), "F32"),
     "negative shape": (entry(shape=[-32]), "-32"),
@@ -290,10 +293,19 @@ def test_a_model_that_does_not_fit_the_machine_is_not_begun(tmp_path: Path) -> N
         read(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+DEEPSEEK = {
+    "qk_norm": False,
+    "latent": Latent(2, 2, 2, 2),
+    "experts": Experts(2, 1, 2, 1, dense_layers=(0,)),
+    "num_nextn_predict_layers": 1,
+    "rope_scaling": YarnScaling(4.0, 16, mscale=1.0),
+}
+
+
+@pytest.fixture(scope="module", params=[{"head_dim": 2}, DEEPSEEK], ids=["qwen3", "deepseek_v3"])
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    sound_folder(folder, hidden_size=8, intermediate_size=8, head_dim=2)
+    sound_folder(folder, hidden_size=8, intermediate_size=8, **request.param)
     return folder
 
 

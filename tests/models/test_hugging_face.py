@@ -10,7 +10,7 @@ from longthought.core.errors import CheckpointError, SettingsError
 from longthought.core.types import Message
 from longthought.models.attention import PackedAttention
 from longthought.models.config import ModelConfig
-from longthought.models.rope import LinearScaling, Llama3Scaling
+from longthought.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
@@ -26,6 +26,8 @@ KINDS = [
     {"qk_norm": False, "qkv_bias": True, "output_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
     {"qk_norm": False, "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 16), "rope_theta": 100.0},
     {"rope_scaling": LinearScaling(4.0), "head_dim": 12, "rms_norm_eps": 1e-3},
+    {"rope_scaling": YarnScaling(4.0, 16), "rope_theta": 100.0},
+    {"qk_norm": False, "qkv_bias": True, "rope_scaling": YarnScaling(8.0, 8, attention_factor=1.5, truncate=False)},
 ]
 
 
@@ -99,8 +101,8 @@ def test_a_truncated_or_missing_file_is_refused(tmp_path) -> None:
     ("change", "said"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
-        ({"use_sliding_window": True, "max_window_layers": 0}, "sliding"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "dynamic"),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8}, "sliding"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"hidden_size": None}, "hidden_size|needed entry"),
     ],

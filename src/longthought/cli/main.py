@@ -26,6 +26,8 @@ COMMANDS = {
     "report": "write the report of a run, finished or not",
     "traces": "look at the rollouts of a run: what was written, how it was graded, token by token",
     "verify": "grade a file of answers, and show where two verifiers differ",
+    "inspect": "what a model folder holds, and what the model costs: parameters, cache, FLOPs, memory",
+    "convert": "write a model folder anew: another type of numbers, other shards, a LoRA merged",
     "plan": "what a run will take, before it starts",
     "doctor": "check a configuration before a long run: gradients, rewards, settings, memory",
     "lab": "bias and variance of the gradient estimators, against an exact gradient",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from longthought.cli.probe import RLRate, pretraining_rate, rl_rate
+from longthought.cli.probe import RLRate, pretraining_rate, rl_rate, tuning_rate
 from longthought.cli.rehearsal import Rehearsal, Step
 from longthought.models.config import ModelConfig
 from longthought.runs.artifacts import Checkpoint, Policy
@@ -13,6 +13,7 @@ from longthought.runs.state import KEPT
 from longthought.stages.measure import CheckReadiness, Evaluate
 from longthought.stages.pretrain import Pretrain
 from longthought.stages.rl import RL
+from longthought.stages.sft import SFT
 from longthought.training.learner import LearnerSettings
 
 _FLOAT = 4  # bytes
@@ -88,6 +89,8 @@ def _section(step: Step, found: _Machine) -> Section:
     title = f"{step.name} ({type(stage).__name__})"
     if isinstance(stage, Pretrain):
         return _pretraining(title, stage)
+    if isinstance(stage, SFT):
+        return _fine_tuning(title, stage, found)
     if isinstance(stage, RL):
         return _rl(title, stage, found)
     if isinstance(stage, Evaluate | CheckReadiness):
@@ -110,6 +113,31 @@ def _pretraining(title: str, stage: Pretrain) -> Section:
         ("disk", f"model {_size(weights)}; training states {KEPT} × {_size(weights + rate.optimizer)}"),
         ("speed", f"{1 / rate.seconds:,.1f} steps/s, {stage.tokens_per_step / rate.seconds:,.0f} tokens/s"),
     ]
+    return Section(title, lines, Span(seconds, seconds))
+
+
+def _fine_tuning(title: str, stage: SFT, found: _Machine) -> Section:
+    count = stage.examples.size("train")
+    lines = [("examples", f"{count:,}, {stage.epochs} times each; {stage.examples.size('held_out'):,} held out")]
+    if found.policy is None:
+        return Section(title, lines)
+    rate, config = tuning_rate(stage, found.policy), found.policy.model.config
+    steps = stage.epochs * math.ceil(count / stage.examples_in_step(rate.tokens))
+    weights = config.parameters() * _FLOAT
+    memory, states = f"weights {_size(weights)}, and what the LoRA takes", ""
+    if stage.adapter is None:
+        memory = _training_memory(weights, 0, rate.optimizer, stage.workers)
+        states = f"; training states {KEPT} × {_size(weights + rate.optimizer)}"
+    lines += [
+        ("model", _shape(config)),
+        ("optimizer steps", f"about {steps:,}, shared by {_workers(stage.workers)}"),
+        ("tokens", f"about {count * stage.epochs * rate.tokens:,.0f} ({rate.tokens:,.0f} an example)"),
+        ("memory", memory),
+        ("head chunk", _head_chunk(config, stage.learner.head_chunk)),
+        ("disk", f"model {_size(weights)}{states}"),
+        ("speed", f"{1 / rate.seconds:,.2f} steps/s"),
+    ]
+    seconds = rate.seconds * steps
     return Section(title, lines, Span(seconds, seconds))
 
 
@@ -170,8 +198,9 @@ def _evaluation(title: str, stage: Evaluate | CheckReadiness, found: _Machine) -
 
 
 def _shape(config: ModelConfig) -> str:
+    active = f" ({config.active_parameters():,} active)" if config.experts is not None else ""
     return (
-        f"{config.parameters():,} parameters: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{config.parameters():,} parameters{active}: {config.num_hidden_layers} layers of width {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.vocab_size:,} words"
     )
 
@@ -186,11 +215,10 @@ def _workers(count: int) -> str:
 
 
 def _cache(config: ModelConfig, stage: RL | Evaluate | CheckReadiness, replies: int, width: int) -> str:
-    """What the ``SlotCache`` of all processes hold: keys and values of every layer for all that is sampled together."""
+    """What the ``SlotCache`` of all processes hold: what every layer keeps of all tokens that are sampled together."""
     slots = stage.workers * min(stage.engine.slots, math.ceil(replies / stage.workers))
     width = min(width, config.max_position_embeddings)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _FLOAT
-    return f"{_size(slots * width * per_token)} ({slots:,} answers together × {width:,} tokens)"
+    return f"{_size(slots * width * config.cache_numbers * _FLOAT)} ({slots:,} answers together × {width:,} tokens)"
 
 
 def _head_chunk(config: ModelConfig, chunk: int) -> str:

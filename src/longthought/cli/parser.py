@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from longthought.core.errors import SettingsError
+
+_BYTES = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+) ?(?P<prefix>[kmgtp]?)(?P<binary>i?)b?", re.IGNORECASE)
+_PREFIXES = ("", "k", "m", "g", "t", "p")
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +75,17 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a number from 0 to 1 is needed")
     return value
+
+
+def amount(text: str) -> int:
+    """A reader of bytes: ``80GB`` is 80 × 1000³, ``80GiB`` is 80 × 1024³."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None or (found["binary"] and not found["prefix"]):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes is needed, such as 80GB or 80GiB")
+    count = float(found["number"]) * (1024 if found["binary"] else 1000) ** _PREFIXES.index(found["prefix"].lower())
+    if not 1 <= count < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least one byte is needed, and less than 2^63")
+    return int(count)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -64,14 +64,13 @@ def estimate(patient: Patient) -> dict[str, float]:
     prompt = max((len(prompt) for prompt, _ in patient.played.replies), default=0)
     row = min(config.max_position_embeddings, prompt + stage.max_tokens)
     slots = stage.workers * min(stage.engine.slots, math.ceil(stage.prompts * stage.samples / stage.workers))
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     kept = _ACTIVATIONS * config.hidden_size + 4 * config.intermediate_size
     tokens = max(stage.learner.micro_tokens, row)
     parts = {
         "weights": numbers * width,
         "gradients": stage.workers * trained * width,
         "optimizer": moments * trained * _FLOAT,
-        "key/value cache": slots * row * per_token,
+        "key/value cache": slots * row * config.cache_numbers * width,
         "head": 2 * stage.workers * stage.learner.head_chunk * config.vocab_size * _FLOAT,
         "activations": stage.workers * tokens * config.num_hidden_layers * kept * width,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 
 from longthought.core.errors import CheckpointError, SettingsError
 from longthought.core.files import CONFIG_LIMIT, read_json
-from longthought.models import hf_config
+from longthought.models import hf_config, hf_parts, hf_rope
 from longthought.models.parts import Experts, Latent
-from longthought.models.rope import RopeScaling
+from longthought.models.rope import RopeScaling, YarnScaling
 
 TABLE = 2**29
 """The largest table of angles, positions × head width: it is made when a model is, whatever of it is used."""
@@ -29,7 +29,14 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-_ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+_ARCHITECTURES = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class ModelConfig:
         for name in ("rope_theta", "rms_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be above 0 and finite")
+        if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
+            raise SettingsError(f"rope_theta={self.rope_theta}: must be above 1 for YaRN, whose ramp counts its powers")
         self._settle_biases()
         self._check_parts()
 
@@ -194,7 +203,8 @@ class ModelConfig:
         d, depth = self.hidden_size, self.num_hidden_layers
         heads = self.vocab_size * d * (1 if self.tie_word_embeddings else 2)
         attention = self._attention_parameters() + 2 * d
-        nets = sum(self._net_parameters(layer, experts) for layer in range(depth + ahead))
+        dense = depth if self.experts is None else len(self.experts.dense_layers)  # no loop: a config may say anything
+        nets = dense * self._net_parameters() + (depth + ahead - dense) * self._routed_parameters(experts)
         return heads + (depth + ahead) * attention + nets + d + ahead * (2 * d * d + 3 * d)
 
     def _attention_parameters(self) -> int:
@@ -205,11 +215,14 @@ class ModelConfig:
         biases = (q + 2 * kv if self.qkv_bias else 0) + (d if self.output_bias else 0)
         return d * (q + 2 * kv) + q * d + (2 * c if self.qk_norm else 0) + biases
 
-    def _net_parameters(self, layer: int, experts: int) -> int:
+    def _net_parameters(self) -> int:
         d, f = self.hidden_size, self.intermediate_size
-        if self.experts is None or not self.is_routed(layer):
-            return 3 * d * f + (2 * f + d if self.mlp_bias else 0)
-        wide = self.experts.moe_intermediate_size
+        return 3 * d * f + (2 * f + d if self.mlp_bias else 0)
+
+    def _routed_parameters(self, experts: int) -> int:
+        if self.experts is None:
+            return self._net_parameters()  # of what predicts further
+        d, wide = self.hidden_size, self.experts.moe_intermediate_size
         noise = 2 if self.experts.noisy else 1
         return 3 * d * wide * (experts + self.experts.n_shared_experts) + noise * d * self.experts.n_routed_experts
 
@@ -219,9 +232,7 @@ class ModelConfig:
         base: the config.json that the model came with; what it says of tokens, generation and the like is kept.
         dtype: of the weights beside it.
         """
-        kind = self.model_type
-        if base is not None and base.get("model_type") != kind:
-            raise SettingsError(f"the config to be kept is of a {base.get('model_type')!r}, the model is a {kind}")
+        kind, depth = self._family(base), self.num_hidden_layers + self.num_nextn_predict_layers
         optional: dict[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0, "initializer_range": 0.02}
         config = {
             **optional,
@@ -229,19 +240,33 @@ class ModelConfig:
             **hf_config.kept(base or {}),
             "architectures": [_ARCHITECTURES[kind]],
             "model_type": kind,
-            **{name: getattr(self, name) for name in (*_SIZES, "rope_theta", "rms_norm_eps", "tie_word_embeddings")},
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            **{name: getattr(self, name) for name in (*_SIZES, "rms_norm_eps", "tie_word_embeddings")},
+            **hf_rope.written(self.rope_theta, self.rope_scaling),
             "dtype": str(dtype).removeprefix("torch."),
         }
-        if self.rope_scaling is not None:
-            scaling = {"rope_type": self.rope_scaling.rope_type, **asdict(self.rope_scaling)}
-            config["rope_parameters"] |= scaling
-            config["rope_scaling"] = scaling  # where version 4 and the inference engines of its time look for it
-        if kind != "qwen2":
+        if kind in ("llama", "qwen3", "qwen3_moe"):
             config["attention_bias"] = self.qkv_bias
         if kind == "llama":
             config["mlp_bias"] = self.mlp_bias
+        if kind == "mistral":
+            config["sliding_window"] = None
+        if self.latent is not None:
+            del config["head_dim"]  # others call the rotated part so, and take it from this entry
+            config |= hf_parts.written_latent(self.latent)
+            config["num_nextn_predict_layers"] = self.num_nextn_predict_layers
+            config |= hf_parts.WITHOUT_EXPERTS | {"first_k_dense_replace": depth}
+        if self.experts is not None:
+            config |= hf_parts.written_experts(self.experts)
         return config
+
+    def _family(self, base: Mapping[str, Any] | None) -> str:
+        """The ``model_type`` to be written: a Llama without biases that came as a Mistral stays one."""
+        kind, came = self.model_type, None if base is None else base.get("model_type")
+        if came == "mistral" and kind == "llama" and not self.qkv_bias and not self.mlp_bias:
+            return "mistral"
+        if base is not None and came != kind:
+            raise SettingsError(f"the config to be kept is of a {came!r}, the model is a {kind}")
+        return kind
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], origin: object = "config.json") -> ModelConfig:

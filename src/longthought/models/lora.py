@@ -37,7 +37,9 @@ class LoRA:
     """Which linear layers are adapted, and how.
 
     ``targets`` are endings of module names (``"q_proj"``, ``"mlp.up_proj"``), or ``"all-linear"``: every linear layer
-    of the blocks. The head and the embeddings are never adapted. ``rslora`` scales by α / √r in place of α / r.
+    of the blocks. The head and the embeddings are never adapted, nor what PEFT has no linear layer for: routers, the
+    stacked matrices of routed experts, and modules that predict further tokens. ``rslora`` scales by α / √r in place of
+    α / r.
 
     Example: ``LoRA(rank=32, alpha=64.0, targets=("q_proj", "v_proj"))``
     """
@@ -157,6 +159,9 @@ def merge(model: Transformer) -> None:
 def save(model: Transformer, folder: Path, base_name: str) -> None:
     """Write the folder that PEFT loads on top of the model ``base_name`` (a folder, or a name on the hub).
 
+    Of a model with routed experts PEFT 0.21 takes every ``gate_proj``, ``up_proj`` and ``down_proj`` for those of the
+    experts: it reads a LoRA of the attention alone. We read any.
+
     Raises:
         SettingsError: the model has no LoRA.
         OSError: the disk is full or the folder cannot be written.
@@ -258,7 +263,8 @@ def _adapt(model: Transformer, layers: Mapping[str, tuple[int, float, bool]]) ->
 def _endings(model: Transformer) -> list[str]:
     """What PEFT is told to adapt: last parts of names where they say it all, whole names otherwise."""
     adapted = _adapted(model)
-    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in adapted]
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in adapted)
+    plain = [name for name in linears if not name.startswith("model.mtp.")]  # which transformers does not have
     kept = {name.rpartition(".")[2] for name in plain if not name.endswith(("lora_A", "lora_B"))}
     return sorted({name if name.rpartition(".")[2] in kept else name.rpartition(".")[2] for name in adapted})
 

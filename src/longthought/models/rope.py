@@ -108,7 +108,7 @@ class YarnScaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * len(frequency) - 1)
         number = torch.arange(len(frequency), dtype=frequency.dtype, device=frequency.device)
-        slow = ((number - low) / (max(high, low) - low or 0.001)).clamp(0, 1)
+        slow = ((number - low) / (high - low or 0.001)).clamp(0, 1)
         return slow * frequency / self.factor + (1 - slow) * frequency
 
     def _number(self, turns: float, count: int, theta: float) -> float:

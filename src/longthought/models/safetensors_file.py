@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ HEADER_LIMIT = 100 * 2**20
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn}
+_PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""A file may be larger than the memory: none is set aside for pages that could be written to."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -50,8 +54,8 @@ class TensorFile:
     entries: Mapping[str, Entry]
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> TensorFile:
-        """Read and check the header.
+    def open(cls, folder: Path, name: str, float8: bool = False) -> TensorFile:
+        """Read and check the header. ``float8``: tensors of eight bits (E4M3) will do.
 
         Raises:
             CheckpointError: there is no such regular file in the folder, it is truncated or damaged, or it holds
@@ -59,7 +63,7 @@ class TensorFile:
         """
         path, named = regular_file(folder, name), folder / name
         try:
-            return cls(path, named, _entries(path, named))
+            return cls(path, named, _entries(path, named, _DTYPES | (_FLOAT8 if float8 else {})))
         except OSError as error:
             raise CheckpointError(f"{named} cannot be read: {error.strerror or error}") from error
 
@@ -71,7 +75,7 @@ class TensorFile:
         """
         try:
             with open(self.path, "rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                data = mmap.mmap(file.fileno(), 0, flags=_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.name} cannot be read: {error}") from error
         if any(entry.start + entry.bytes > len(data) for entry in self.entries.values()):
@@ -79,18 +83,26 @@ class TensorFile:
         return {name: _view(data, entry) for name, entry in self.entries.items()}
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file, one tensor in memory at a time. ``dtype``: what to store them as, by default their own.
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    read: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Write a safetensors file, one tensor in memory at a time. ``dtypes``: what to store some of them as.
+
+    read: gives the numbers of a tensor when they are written; ``tensors`` may then be on the meta device.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
         CheckpointError: the numbers are of a type other than float32, float16 and bfloat16.
     """
-    names = sorted(tensors, key=lambda name: (-(dtype or tensors[name].dtype).itemsize, name))  # keeps all aligned
+    types = {name: (dtypes or {}).get(name, tensor.dtype) for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (-types[name].itemsize, name))  # keeps all aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
-        stored = dtype or tensors[name].dtype
+        stored = types[name]
         if stored not in _CODES:
             raise CheckpointError(f"{name} is {stored}; model folders hold float32, float16 or bfloat16")
         start, end = end, end + tensors[name].numel() * stored.itemsize
@@ -100,11 +112,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None =
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            numbers = tensors[name].detach().to("cpu", dtype or tensors[name].dtype).contiguous()
-            file.write(numbers.flatten().view(torch.uint8).numpy().data)
+            file.write(_raw(tensors[name] if read is None else read(name), types[name]))  # and forgotten
 
 
-def _entries(path: Path, name: Path) -> dict[str, Entry]:
+def _raw(tensor: Tensor, dtype: torch.dtype) -> memoryview:
+    numbers = tensor.detach().to("cpu", dtype).contiguous()
+    return numbers.flatten().view(torch.uint8).numpy().data
+
+
+def _entries(path: Path, name: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Entry]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -118,23 +134,23 @@ def _entries(path: Path, name: Path) -> dict[str, Entry]:
     except UnicodeDecodeError:
         raise CheckpointError(f"{name} is no safetensors file: its header is not text") from None
     header.pop("__metadata__", None)
-    entries = {tensor: _entry(name, tensor, described, 8 + length) for tensor, described in header.items()}
+    entries = {tensor: _entry(name, tensor, described, 8 + length, dtypes) for tensor, described in header.items()}
     _refuse_gaps(name, entries, 8 + length, size)
     return entries
 
 
-def _entry(file: Path, name: str, described: object, origin: int) -> Entry:
+def _entry(file: Path, name: str, described: object, origin: int, dtypes: Mapping[str, torch.dtype]) -> Entry:
     """One tensor as the header describes it. ``origin`` is where the numbers begin in the file."""
     if not isinstance(described, dict) or described.keys() != _FIELDS:
         raise CheckpointError(f"{file}: the header describes {shown(name)} by {shown(described)}")
     code, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
-    if not isinstance(code, str) or code not in _DTYPES:
+    if not isinstance(code, str) or code not in dtypes:
         raise CheckpointError(
-            f"{file}: {shown(name)} is stored as {shown(code)}; what can be read: {', '.join(_DTYPES)}"
+            f"{file}: {shown(name)} is stored as {shown(code)}; what can be read: {', '.join(dtypes)}"
         )
     if not _counts(shape) or len(shape) > 8 or not _counts(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{file}: {shown(name)} has shape {shown(shape)} at {shown(offsets)}")
-    entry = Entry(_DTYPES[code], tuple(shape), origin + offsets[0])
+    entry = Entry(dtypes[code], tuple(shape), origin + offsets[0])
     if offsets[1] - offsets[0] != entry.bytes:
         raise CheckpointError(f"{file}: {shown(name)} of shape {shown(shape)} does not fit its place {shown(offsets)}")
     return entry

@@ -77,7 +77,7 @@ class Checkpoint:
         """
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path} is no folder: give the folder of a model in Hugging Face layout")
-        self._verify()
+        self.verify()
         config = read_json(self.path, CONFIG)
         generation = read_json(self.path, GENERATION) if exists(self.path, GENERATION) else None
         template = self.template or self._trained_with()
@@ -110,8 +110,12 @@ class Checkpoint:
         except (TypeError, KeyError, SettingsError) as error:
             raise CheckpointError(f"{self.path / PROVENANCE}: its prompt template cannot be read: {error}") from error
 
-    def _verify(self) -> None:
-        for name, expected in self.provenance().get("files", {}).items():
+    def verify(self) -> None:
+        """Compare the files with what ``provenance.json`` states, if there is one. Raises CheckpointError."""
+        stated = self.provenance().get("files", {})
+        if not isinstance(stated, dict):
+            raise CheckpointError(f"{self.path / PROVENANCE}: files must be an object, names and digests")
+        for name, expected in stated.items():
             folder, _, file = str(name).rpartition("/")
             if folder not in ("", ADAPTER):
                 raise CheckpointError(f"{self.path / PROVENANCE} names a file outside the folder: {name!r}")
