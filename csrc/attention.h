@@ -13,6 +13,45 @@ struct Segments {
     long count;
 };
 
+// Heads of vectors in a wider matrix: number i of a head of a token lies at base[token · row + head · step + i].
+template <class T>
+struct Vectors {
+    T* base;
+    long row, step;
+    T* at(long token, long head) const { return base + token * row + head * step; }
+};
+
+// What is attended, or its gradients: ``queries`` heads of q, ``keys`` of k and v. Every key is ``own`` numbers of its
+// head, and after them ``shared`` ones that all heads have (latent attention; 0 elsewhere).
+template <class T>
+struct QKV {
+    Vectors<T> q, k, common, v;  // common: the shared numbers, as of one head
+};
+
+struct AttentionShape {
+    long queries, keys, own, shared, value;
+    float scale;  // softmax(scale · q kᵀ)
+    long key() const { return own + shared; }
+    long out() const { return queries * value; }
+};
+
+inline AttentionShape shape_of(Heads h) {
+    return {h.queries, h.keys, h.width, 0, h.width, 1.0f / std::sqrt(float(h.width))};
+}
+
+template <class T>
+QKV<T> qkv_of(T* qkv, Heads h) {
+    const long W = h.all(), C = h.width;
+    return {{qkv, W, C}, {qkv + h.queries * C, W, C}, {nullptr, 0, 0}, {qkv + (h.queries + h.keys) * C, W, C}};
+}
+
+// q (S, heads · (own + shared)), kv (S, heads · (own + value)) with key and value of a head in turn, common (S, shared).
+template <class T>
+QKV<T> qkv_of(T* q, T* kv, T* common, AttentionShape s) {
+    const long both = s.own + s.value;
+    return {{q, s.queries * s.key(), s.key()}, {kv, s.keys * both, both}, {common, s.shared, 0},
+            {kv + s.own, s.keys * both, both}};
+}
 
 template <class T>
 struct PutScaled {
@@ -27,24 +66,32 @@ struct PutScaled {
 
 constexpr long QUERIES = 48;  // of one block
 
-// Keys or values of a segment's parent and its own, one kv head, in rows.
+// Vectors of one head, of a segment's parent and its own, into columns of ``out`` (tokens, wide).
 template <class Item>
-void gather(const Item* x, const Segments& s, long i, long stride, long width, std::vector<Item>& out) {
-    long p = s.parent[i] < 0 ? 0 : s.length[s.parent[i]];
-    out.resize((p + s.length[i]) * width);
+void gather(Vectors<const Item> x, long head, const Segments& s, long i, long width, Item* out, long wide) {
+    const long p = s.parent[i] < 0 ? 0 : s.length[s.parent[i]];
     auto copy = [&](long from, long n, Item* to) {
-        for (long r = 0; r < n; r++) std::memcpy(to + r * width, x + (from + r) * stride, width * sizeof(Item));
+        for (long r = 0; r < n; r++) std::memcpy(to + r * wide, x.at(from + r, head), width * sizeof(Item));
     };
-    if (p) copy(s.start[s.parent[i]], p, out.data());
-    copy(s.start[i], s.length[i], out.data() + p * width);
+    if (p) copy(s.start[s.parent[i]], p, out);
+    copy(s.start[i], s.length[i], out + p * wide);
 }
 
-// qkv: (S, heads.all()) → o: (S, queries · width), and log Σ exp of the scores (S, queries).
+// Keys and values of one head, of a segment's parent and its own, in rows.
+template <class Item>
+void gather(const QKV<const Item>& x, const AttentionShape& h, long head, const Segments& s, long i, long tokens,
+            std::vector<Item>& keys, std::vector<Item>& values) {
+    keys.resize(tokens * h.key()), values.resize(tokens * h.value);
+    gather(x.k, head, s, i, h.own, keys.data(), h.key());
+    if (h.shared) gather(x.common, 0, s, i, h.shared, keys.data() + h.own, h.key());
+    gather(x.v, head, s, i, h.value, values.data(), h.value);
+}
+
+// → o: (S, queries · value), and log Σ exp of the scores (S, queries).
 template <class E>
-void attention(const typename E::Item* qkv, Heads h, Segments s, typename E::Item* o, float* lse) {
+void attention(const QKV<const typename E::Item>& x, AttentionShape h, Segments s, typename E::Item* o, float* lse) {
     using Item = typename E::Item;
-    const long W = h.all(), C = h.width, group = h.queries / h.keys, words = C / E::per, OW = h.queries * C;
-    const float scale = 1.0f / std::sqrt(float(C));
+    const long C = h.key(), V = h.value, group = h.queries / h.keys, words = C / E::per, OW = h.out();
     std::vector<Item> keys, values, weights;
     std::vector<Word> key_panels, value_pairs;
     std::vector<float> scores;
@@ -52,18 +99,16 @@ void attention(const typename E::Item* qkv, Heads h, Segments s, typename E::Ite
     for (long i = 0; i < s.count; i++) {
         const long n = s.length[i], p = s.parent[i] < 0 ? 0 : s.length[s.parent[i]], T = p + n, wide = up(T, 16);
         scores.resize(QUERIES * wide), weights.resize(QUERIES * wide);
-        key_panels.resize(wide * words), value_pairs.assign(wide / E::per * C, 0);
+        key_panels.resize(wide * words), value_pairs.assign(wide / E::per * V, 0);
         for (long kv = 0; kv < h.keys; kv++) {
-            gather(qkv + (h.queries + kv) * C, s, i, W, C, keys);
-            gather(qkv + (h.queries + h.keys + kv) * C, s, i, W, C, values);
+            gather<Item>(x, h, kv, s, i, T, keys, values);
             to_panels<E>(keys.data(), T, C, C, key_panels.data());
-            to_pairs<E>(values.data(), T, C, C, value_pairs.data());
+            to_pairs<E>(values.data(), T, V, V, value_pairs.data());
             for (long q = 0; q < n; q += QUERIES)
                 for (long head = kv * group; head < (kv + 1) * group; head++) {
-                    const long rows = std::min(QUERIES, n - q), seen = up(p + q + rows, 16);
-                    const Item* query = qkv + (s.start[i] + q) * W + head * C;
-                    product<E>(by_rows(query, W / E::per), of_panels(key_panels.data(), words), rows, seen / 16, words,
-                               Put<float>{scores.data(), wide});
+                    const long rows = std::min(QUERIES, n - q), seen = up(p + q + rows, 16), at = s.start[i] + q;
+                    product<E>(by_rows(x.q.at(at, head), x.q.row / E::per), of_panels(key_panels.data(), words), rows,
+                               seen / 16, words, Put<float>{scores.data(), wide});
                     for (long r = 0; r < rows; r++) {
                         float* row = scores.data() + r * wide;
                         const long valid = p + q + r + 1;
@@ -74,7 +119,7 @@ void attention(const typename E::Item* qkv, Heads h, Segments s, typename E::Ite
                         Item* weight = weights.data() + r * wide;
                         long t = 0;
                         for (; t < valid; t += 16) {
-                            Lanes e = exp((load(row + t) - all(most)) * all(scale));
+                            Lanes e = exp((load(row + t) - all(most)) * all(h.scale));
                             if (t + 16 > valid) e = first(e, valid - t);  // exp of -∞ is not 0 but small
                             total = total + e;
                             store(weight + t, e);
@@ -82,54 +127,57 @@ void attention(const typename E::Item* qkv, Heads h, Segments s, typename E::Ite
                         for (; t < seen; t += 16) store(weight + t, zero());
                         const float mass = sum(total);
                         factor[r] = 1.0f / mass;
-                        lse[(s.start[i] + q + r) * h.queries + head] = most * scale + std::log(mass);
+                        lse[(at + r) * h.queries + head] = most * h.scale + std::log(mass);
                     }
-                    product<E>(by_rows(weights.data(), wide / E::per), of_pairs(value_pairs.data(), C), rows, C / 16,
-                               seen / E::per,
-                               PutScaled<Item>{o + (s.start[i] + q) * OW + head * C, OW, factor});
+                    product<E>(by_rows(weights.data(), wide / E::per), of_pairs(value_pairs.data(), V), rows, V / 16,
+                               seen / E::per, PutScaled<Item>{o + at * OW + head * V, OW, factor});
                 }
         }
     }
 }
 
-// ∂qkv (S, heads.all()) float32, from ∂o in rows.  With P = softmax(S), S = q kᵀ/√C:
-// ∂v = Pᵀ ∂o,  ∂S = P ⊙ (∂o vᵀ - ∂o · o),  ∂q = ∂S k/√C,  ∂k = ∂Sᵀ q/√C.   FlashAttention, arXiv:2205.14135, appendix B.
+// ∂q, ∂k, ∂v in float32, from ∂o in rows.  With P = softmax(S), S = scale · q kᵀ:
+// ∂v = Pᵀ ∂o,  ∂S = P ⊙ (∂o vᵀ - ∂o · o),  ∂q = scale ∂S k,  ∂k = scale ∂Sᵀ q.   FlashAttention, arXiv:2205.14135,
+// appendix B. The gradient of what heads share is the sum over the heads.
 template <class E>
-void attention_backward(const typename E::Item* qkv, const typename E::Item* o, const typename E::Item* d_o,
-                        const float* lse, Heads h, Segments s, float* d) {
+void attention_backward(const QKV<const typename E::Item>& x, const typename E::Item* o,
+                        const typename E::Item* d_o, const float* lse, AttentionShape h, Segments s,
+                        const QKV<float>& d) {
     using Item = typename E::Item;
-    const long W = h.all(), C = h.width, group = h.queries / h.keys, words = C / E::per, OW = h.queries * C;
-    const float scale = 1.0f / std::sqrt(float(C));
+    const long C = h.key(), V = h.value, group = h.queries / h.keys, words = C / E::per, OW = h.out();
     std::vector<Item> keys, values, ds_rows;
-    std::vector<Word> key_panels, key_pairs, value_panels, p_pairs, ds_pairs, q_pairs(QUERIES * C), do_pairs(QUERIES * C);
+    std::vector<Word> key_panels, key_pairs, value_panels, p_pairs, ds_pairs;
+    std::vector<Word> q_pairs(QUERIES * C), do_pairs(QUERIES * V);
     std::vector<float> scores, dp;
     for (long i = 0; i < s.count; i++) {
         const long n = s.length[i], p = s.parent[i] < 0 ? 0 : s.length[s.parent[i]], T = p + n, wide = up(T, 16);
         scores.resize(QUERIES * wide), dp.resize(QUERIES * wide), ds_rows.resize(QUERIES * wide);
         p_pairs.resize(QUERIES * wide), ds_pairs.resize(QUERIES * wide);
-        key_panels.resize(wide * words), value_panels.resize(wide * words), key_pairs.assign(wide / E::per * C, 0);
-        float *own = d + s.start[i] * W, *before = p ? d + s.start[s.parent[i]] * W : nullptr;
-        for (long r = 0; r < n; r++) std::memset(own + r * W + h.queries * C, 0, 2 * h.keys * C * sizeof(float));
+        key_panels.resize(wide * words), value_panels.resize(wide * V / E::per);
+        key_pairs.assign(wide / E::per * C, 0);
+        auto clear = [&](Vectors<float> of, long head, long width) {
+            for (long r = 0; r < n; r++) std::memset(of.at(s.start[i] + r, head), 0, width * sizeof(float));
+        };
+        for (long kv = 0; kv < h.keys; kv++) clear(d.k, kv, h.own), clear(d.v, kv, V);
+        if (h.shared) clear(d.common, 0, h.shared);
         for (long kv = 0; kv < h.keys; kv++) {
-            const long key_at = (h.queries + kv) * C, value_at = (h.queries + h.keys + kv) * C;
-            gather(qkv + key_at, s, i, W, C, keys);
-            gather(qkv + value_at, s, i, W, C, values);
+            gather<Item>(x, h, kv, s, i, T, keys, values);
             to_panels<E>(keys.data(), T, C, C, key_panels.data());
-            to_panels<E>(values.data(), T, C, C, value_panels.data());
+            to_panels<E>(values.data(), T, V, V, value_panels.data());
             to_pairs<E>(keys.data(), T, C, C, key_pairs.data());
             for (long q = 0; q < n; q += QUERIES)
                 for (long head = kv * group; head < (kv + 1) * group; head++) {
                     const long rows = std::min(QUERIES, n - q), seen = up(p + q + rows, 16), at = s.start[i] + q;
-                    const Item* query = qkv + at * W + head * C;
-                    const Item *given = d_o + at * OW + head * C, *said = o + at * OW + head * C;
-                    product<E>(by_rows(query, W / E::per), of_panels(key_panels.data(), words), rows, seen / 16, words,
-                               Put<float>{scores.data(), wide});
-                    product<E>(by_rows(given, OW / E::per), of_panels(value_panels.data(), words), rows, seen / 16, words,
-                               Put<float>{dp.data(), wide});
+                    const Item* query = x.q.at(at, head);
+                    const Item *given = d_o + at * OW + head * V, *said = o + at * OW + head * V;
+                    product<E>(by_rows(query, x.q.row / E::per), of_panels(key_panels.data(), words), rows, seen / 16,
+                               words, Put<float>{scores.data(), wide});
+                    product<E>(by_rows(given, OW / E::per), of_panels(value_panels.data(), V / E::per), rows, seen / 16,
+                               V / E::per, Put<float>{dp.data(), wide});
                     Lanes delta[QUERIES], norm[QUERIES];
                     for (long r = 0; r < rows; r++) {
                         Lanes along = zero();
-                        for (long c = 0; c < C; c += 16)
+                        for (long c = 0; c < V; c += 16)
                             along = fma(load(given + r * OW + c), load(said + r * OW + c), along);
                         delta[r] = all(sum(along)), norm[r] = all(-lse[(at + r) * h.queries + head]);
                     }
@@ -139,37 +187,43 @@ void attention_backward(const typename E::Item* qkv, const typename E::Item* o, 
                         if (r >= rows) return {zero(), zero()};
                         Two out{zero(), zero()};
                         if (t < valid) {
-                            out.p = exp(fma(load(&scores[r * wide + t]), all(scale), norm[r]));
+                            out.p = exp(fma(load(&scores[r * wide + t]), all(h.scale), norm[r]));
                             if (t + 16 > valid) out.p = first(out.p, valid - t);
-                            out.ds = out.p * (load(&dp[r * wide + t]) - delta[r]) * all(scale);
+                            out.ds = out.p * (load(&dp[r * wide + t]) - delta[r]) * all(h.scale);
                         }
                         store(&ds_rows[r * wide + t], out.ds);
                         return out;
                     };
                     for (long r = 0; r < rows; r += E::per)
                         for (long t = 0; t < seen; t += 16) {
-                            Two x = one(r, t);
+                            Two a = one(r, t);
                             if constexpr (E::per == 1) {
-                                store((float*)&p_pairs[r * wide + t], x.p);
-                                store((float*)&ds_pairs[r * wide + t], x.ds);
+                                store((float*)&p_pairs[r * wide + t], a.p);
+                                store((float*)&ds_pairs[r * wide + t], a.ds);
                             } else {
-                                Two y = one(r + 1, t);
-                                store(&p_pairs[r / 2 * wide + t], pair(x.p, y.p));
-                                store(&ds_pairs[r / 2 * wide + t], pair(x.ds, y.ds));
+                                Two b = one(r + 1, t);
+                                store(&p_pairs[r / 2 * wide + t], pair(a.p, b.p));
+                                store(&ds_pairs[r / 2 * wide + t], pair(a.ds, b.ds));
                             }
                         }
                     product<E>(by_rows(ds_rows.data(), wide / E::per), of_pairs(key_pairs.data(), C), rows, C / 16,
-                               seen / E::per, Put<float>{d + at * W + head * C, W});
-                    to_pairs<E>(query, rows, C, W, q_pairs.data());
-                    to_pairs<E>(given, rows, C, OW, do_pairs.data());
-                    auto gradient = [&](const Word* weights, const Word* of, long where) {
+                               seen / E::per, Put<float>{d.q.at(at, head), d.q.row});
+                    to_pairs<E>(query, rows, C, x.q.row, q_pairs.data());
+                    to_pairs<E>(given, rows, V, OW, do_pairs.data());
+                    // Σ over the queries of weights (tokens) times ``of``, columns first … first + width, to the keys
+                    auto gradient = [&](const Word* weights, const Word* of, long wide_of, long first, long width,
+                                        Vectors<float> to) {
                         const long reduced = up(rows, E::per) / E::per;
-                        const Right right = of_pairs(of, C);
-                        if (p) product<E>(by_pairs(weights, wide), right, p, C / 16, reduced, Add{before + where, W});
-                        product<E>(by_pairs(weights + p, wide), right, q + rows, C / 16, reduced, Add{own + where, W});
+                        const Right right = of_pairs(of + first, wide_of);
+                        if (p)
+                            product<E>(by_pairs(weights, wide), right, p, width / 16, reduced,
+                                       Add{to.at(s.start[s.parent[i]], kv), to.row});
+                        product<E>(by_pairs(weights + p, wide), right, q + rows, width / 16, reduced,
+                                   Add{to.at(s.start[i], kv), to.row});
                     };
-                    gradient(ds_pairs.data(), q_pairs.data(), key_at);
-                    gradient(p_pairs.data(), do_pairs.data(), value_at);
+                    gradient(ds_pairs.data(), q_pairs.data(), C, 0, h.own, d.k);
+                    if (h.shared) gradient(ds_pairs.data(), q_pairs.data(), C, h.own, h.shared, d.common);
+                    gradient(p_pairs.data(), do_pairs.data(), V, 0, V, d.v);
                 }
         }
     }

@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "decoder.h"
+#include "experts.h"
 #include "feedforward.h"
 #include "generate.h"
 #include "head.h"
@@ -75,8 +76,6 @@ EXPORT int lt_pack(int narrow, int wide, int kind, const void* x, int64_t rows, 
     });
 }
 
-constexpr long REDUCED = 512;  // words of one sum before it is added to the result
-
 // C (rows, panels · 16) = A B. left 0: A in rows, 1: in pairs; right 1: B in pairs, 2: in panels; widths as ``by_rows`` …
 // say. result 0: float32, 1: items, 2: float32, added to ``from`` (or to ``out``).
 EXPORT int lt_product(int narrow, int left, const void* a, int64_t a_width, int right, const void* b, int64_t b_width,
@@ -146,8 +145,8 @@ EXPORT int lt_attention(int narrow, const void* qkv, const int64_t* heads, const
                         const int64_t* parent, int64_t segments, void* o, float* lse) {
     WITH_WORDS(narrow, {
         using Item = typename E::Item;
-        attention<E>((const Item*)qkv, Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments},
-                     (Item*)o, lse);
+        const Heads h{heads[0], heads[1], heads[2]};
+        attention<E>(qkv_of((const Item*)qkv, h), shape_of(h), Segments{start, length, parent, segments}, (Item*)o, lse);
     });
 }
 
@@ -156,8 +155,87 @@ EXPORT int lt_attention_backward(int narrow, const void* qkv, const void* o, con
                                  const int64_t* parent, int64_t segments, float* d) {
     WITH_WORDS(narrow, {
         using Item = typename E::Item;
-        attention_backward<E>((const Item*)qkv, (const Item*)o, (const Item*)d_o, lse,
-                              Heads{heads[0], heads[1], heads[2]}, Segments{start, length, parent, segments}, d);
+        const Heads h{heads[0], heads[1], heads[2]};
+        attention_backward<E>(qkv_of((const Item*)qkv, h), (const Item*)o, (const Item*)d_o, lse, shape_of(h),
+                              Segments{start, length, parent, segments}, qkv_of(d, h));
+    });
+}
+
+// Latent attention in its expanded form. heads: their number, own numbers of a key, shared ones, numbers of a value.
+// q: (S, heads · key), kv: (S, heads · (own + value)), common: (S, shared).
+EXPORT int lt_latent_attention(int narrow, const void* q, const void* kv, const void* common, const int64_t* heads,
+                               float scale, const int64_t* start, const int64_t* length, const int64_t* parent,
+                               int64_t segments, void* o, float* lse) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        const AttentionShape h{heads[0], heads[0], heads[1], heads[2], heads[3], scale};
+        attention<E>(qkv_of((const Item*)q, (const Item*)kv, (const Item*)common, h), h,
+                     Segments{start, length, parent, segments}, (Item*)o, lse);
+    });
+}
+
+EXPORT int lt_latent_attention_backward(int narrow, const void* q, const void* kv, const void* common, const void* o,
+                                        const void* d_o, const float* lse, const int64_t* heads, float scale,
+                                        const int64_t* start, const int64_t* length, const int64_t* parent,
+                                        int64_t segments, float* dq, float* d_kv, float* d_common) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        const AttentionShape h{heads[0], heads[0], heads[1], heads[2], heads[3], scale};
+        attention_backward<E>(qkv_of((const Item*)q, (const Item*)kv, (const Item*)common, h), (const Item*)o,
+                              (const Item*)d_o, lse, h, Segments{start, length, parent, segments},
+                              qkv_of(dq, d_kv, d_common, h));
+    });
+}
+
+// Of the columns from ``first`` on, of rows that are ``stride`` long.
+EXPORT int lt_rms_norm_columns(int narrow, const float* x, int64_t stride, int64_t first, const float* g, float eps,
+                               int64_t rows, int64_t width, void* y, float* inverse) {
+    WITH_WORDS(narrow, rms_norm(x + first, g, eps, rows, width, (typename E::Item*)y, inverse, stride));
+}
+
+EXPORT int lt_rms_norm_columns_backward(int narrow, const float* x, int64_t stride, int64_t first, const float* g,
+                                        const float* inverse, const float* dy, int64_t rows, int64_t width, float* dx,
+                                        float* dg, void* y_pairs) {
+    WITH_WORDS(narrow, rms_norm_backward<E>(x + first, g, inverse, dy, rows, width, dx + first, dg, (Word*)y_pairs,
+                                            nullptr, nullptr, stride));
+}
+
+// tails: number of heads, their plain and their rotated numbers; from column ``first`` of x on.
+EXPORT int lt_rotary_tails(int narrow, const float* x, int64_t stride, int64_t first, const int64_t* tails,
+                           const float* cos, const float* sin, const int64_t* positions, int64_t rows, void* out) {
+    const Tails h{tails[0], tails[1], tails[2]};
+    WITH_WORDS(narrow, rotary_tails(x + first, stride, h, cos, sin, positions, 1.0f, rows, (typename E::Item*)out, h.all()));
+}
+
+// dx, from column ``first`` on, from d (rows, all of the heads).
+EXPORT int lt_rotary_tails_backward(int narrow, const float* d, const int64_t* tails, const float* cos, const float* sin,
+                                    const int64_t* positions, int64_t rows, float* dx, int64_t stride, int64_t first) {
+    (void)narrow;  // the gradients are float32 in any case
+    const Tails h{tails[0], tails[1], tails[2]};
+    rotary_tails(d, h.all(), h, cos, sin, positions, -1.0f, rows, dx + first, stride);
+    return DONE;
+}
+
+// Adds to out what the chosen experts say of h, and sorts the choices. shape: rows, choices of each, experts, width, ffn.
+EXPORT int lt_experts(int narrow, const void* gate_up, const void* down, const void* h, const int64_t* chosen,
+                      const float* gates, const int64_t* shape, int64_t* order, int64_t* first, float* out, void* both) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        by_expert(chosen, shape[0] * shape[1], shape[2], order, first);
+        experts<E>(Gated{(const Word*)gate_up, (const Word*)down, nullptr, nullptr, shape[3], shape[4]},
+                   Choices{order, first, gates, shape[2], shape[1]}, (const Item*)h, out, (Item*)both);
+    });
+}
+
+EXPORT int lt_experts_backward(int narrow, const void* gate_up, const void* down, const void* d_out, const void* h,
+                               const void* both, const float* gates, const int64_t* order, const int64_t* first,
+                               const int64_t* shape, float* dh, float* d_gates, float* d_gate, float* d_up,
+                               float* d_down) {
+    WITH_WORDS(narrow, {
+        using Item = typename E::Item;
+        experts_backward<E>(Gated{(const Word*)gate_up, (const Word*)down, nullptr, nullptr, shape[3], shape[4]},
+                            Choices{order, first, gates, shape[2], shape[1]}, (const Item*)d_out, (const Item*)h,
+                            (const Item*)both, ExpertGradients{dh, d_gates, d_gate, d_up, d_down});
     });
 }
 
@@ -189,11 +267,21 @@ EXPORT int lt_session_free(int narrow, void* session) {
 }
 
 EXPORT int lt_session_admit(int narrow, void* session, const int32_t* tokens, const int64_t* offset, int64_t prompts,
-                            const int64_t* slots, const int64_t* which, int64_t count) {
-    WITH_WORDS(narrow, return ((Session<E>*)session)->admit(tokens, offset, prompts, slots, which, count));
+                            const int64_t* slots, const int64_t* which, int64_t count, int16_t* choices) {
+    WITH_WORDS(narrow, return ((Session<E>*)session)->admit(tokens, offset, prompts, slots, which, count, choices));
 }
 
-EXPORT int lt_session_step(int narrow, void* session, const int64_t* slots, const int64_t* tokens, int64_t count,
-                           float* logits) {
-    WITH_WORDS(narrow, return ((Session<E>*)session)->step(slots, tokens, count, logits));
+EXPORT int lt_session_next(int narrow, void* session, const int64_t* slots, const int64_t* tokens, const int64_t* taken,
+                           int64_t count) {
+    WITH_WORDS(narrow, ((Session<E>*)session)->next(slots, tokens, taken, count));
+}
+
+EXPORT int lt_session_ahead(int narrow, void* session, int64_t module, const int64_t* slots, const int64_t* drafts,
+                            int64_t count, float* logits, uint8_t* told) {
+    WITH_WORDS(narrow, return ((Session<E>*)session)->ahead(module, slots, drafts, count, logits, told));
+}
+
+EXPORT int lt_session_feed(int narrow, void* session, const int64_t* slots, const int64_t* drafts, int64_t count,
+                           float* logits, int16_t* choices) {
+    WITH_WORDS(narrow, return ((Session<E>*)session)->feed(slots, drafts, count, logits, choices));
 }

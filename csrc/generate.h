@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "decoder.h"
+#include "draft.h"
 
 namespace lt {
 
@@ -29,6 +29,9 @@ struct Request {
     float* logprobs;
     const int64_t* start;
     int64_t* length;     // of every row; 0 until it has ended
+    int16_t* prompt_choices;  // the experts of every token that was read (routed layers, K), as ``tokens`` lie and as
+    int16_t* choices;         // ``drawn`` does: entry t is of the token that drawn[t] was drawn after; or null
+    int64_t* drafts;     // (2,): how many tokens were drafted, and how many of them drawn; added to, where modules draft
 };
 
 // Called by the thread that asked, with the prompts whose rows have all ended since the last call; not 0: stop.
@@ -91,14 +94,14 @@ template <class E>
 class Generation {
     struct Prompt {
         std::mutex reading;
-        Segment<E> segment;
-        bool read = false;
+        Read<E> read;
+        bool is_read = false;
         std::atomic<int64_t> open{0};
     };
     struct Slot {
-        int64_t row = -1, written = 0;
-        int32_t token = 0;
-        Segment<E> segment;
+        int64_t row = -1;
+        bool plain = false;  // no drafts in the next step
+        Reply<E> reply;
     };
     struct Share { int64_t next, end; };  // rows of one thread; others take from its end
 
@@ -168,21 +171,29 @@ private:
         std::vector<Slot> slots(std::max(1, r.wave));
         std::vector<Row<E>> rows;
         std::vector<Slot*> busy;
+        std::vector<Reply<E>*> replies;
+        int64_t counts[2] = {0, 0};
         bool more = true;
         while (status == DONE) {
             for (auto& slot : slots)
                 if (more && slot.row < 0) more = admit(slot, take(thread), pass);
-            rows.clear(), busy.clear();
-            for (auto& slot : slots) {
-                if (slot.row < 0) continue;
-                const int64_t p = r.prompt[slot.row], before = r.offset[p + 1] - r.offset[p] - 1;
-                rows.push_back({slot.token, before + slot.written, before, 0, slot.written, &prompts[p].segment, &slot.segment});
-                busy.push_back(&slot);
-            }
-            if (busy.empty()) return;
+            rows.clear(), busy.clear(), replies.clear();
+            for (auto& slot : slots)
+                if (slot.row >= 0) busy.push_back(&slot), replies.push_back(&slot.reply);
+            if (busy.empty()) break;
+            if (d.ahead) draft(busy, replies, pass);
+            for (auto* slot : busy)
+                slot->reply.rows(d, d.noted(r.choices, r.start[slot->row] + slot->reply.written), rows);
             float* z = pass.run(rows.data(), long(rows.size()), true);
-            for (size_t i = 0; i < busy.size(); i++) accept(*busy[i], z + i * d.padded());
+            long row = 0;
+            for (auto* slot : busy) {
+                const long next = row + 1 + slot->reply.drafts;
+                accept(*slot, z + row * d.padded(), d.ahead ? pass.hidden() + row * d.width : nullptr, counts);
+                row = next;
+            }
         }
+        std::lock_guard<std::mutex> lock(mutex);
+        for (int i = 0; d.ahead && i < 2; i++) r.drafts[i] += counts[i];
     }
 
     bool admit(Slot& slot, int64_t row, Pass<E>& pass) {
@@ -191,28 +202,59 @@ private:
         const int64_t first = r.offset[r.prompt[row]], end = r.offset[r.prompt[row] + 1];
         {
             std::lock_guard<std::mutex> lock(prompt.reading);
-            if (!prompt.read) pass.read(r.tokens + first, end - first - 1, prompt.segment), prompt.read = true;
+            if (!prompt.is_read) {
+                prompt.read.read(pass, d, r.tokens + first, end - first - 1, d.noted(r.prompt_choices, first));
+                prompt.is_read = true;
+            }
         }
-        slot.segment.reserve(d, r.limit[row]);
-        slot.row = row, slot.written = 0, slot.token = r.tokens[end - 1];
+        slot.reply.begin(d, prompt.read, r.tokens + first, end - first - 1, r.limit[row]);
+        slot.row = row, slot.plain = false;
         return true;
     }
 
-    void accept(Slot& slot, float* z) {
-        const int64_t at = r.start[slot.row] + slot.written;
-        const Draw out = draw(z, d.vocabulary, r.temperature, uniform(r.key[slot.row], slot.written));
-        if (std::isnan(out.logprob)) {
-            r.length[slot.row] = -1 - slot.written;
+    // A draft is drawn with the random number of its place: it is right if the model itself then draws that token.
+    void draft(const std::vector<Slot*>& busy, const std::vector<Reply<E>*>& replies, Pass<E>& pass) {
+        auto room = [&](long i) {
+            return busy[i]->plain ? 0 : r.limit[busy[i]->row] - replies[i]->written - 1;
+        };
+        propose(pass, d, replies, room, [&](long i, long k, float* z) {
+            const Draw out = draw(z, d.vocabulary, r.temperature, uniform(r.key[busy[i]->row], replies[i]->written + k));
+            return std::isnan(out.logprob) ? -1 : out.token;
+        });
+    }
+
+    // Takes a token, and further ones as long as those before them were drafted.  z, hidden: of the rows that were fed.
+    void accept(Slot& slot, float* z, const float* hidden, int64_t* counts) {
+        Reply<E>& reply = slot.reply;
+        const int64_t first = r.start[slot.row] + reply.written;
+        const int32_t* drafted = reply.drafted();
+        counts[0] += reply.drafts;
+        long count = 0;
+        bool ended = false;
+        for (bool right = true; right && !ended; z += d.padded()) {
+            const Draw out = draw(z, d.vocabulary, r.temperature, uniform(r.key[slot.row], reply.written + count));
+            if (std::isnan(out.logprob)) break;
+            r.drawn[first + count] = out.token, r.logprobs[first + count] = out.logprob;
+            right = count < reply.drafts && drafted[count] == out.token;
+            count++;
+            ended = r.stops[out.token] || reply.written + count >= r.limit[slot.row];
+            counts[1] += right && !ended;
+        }
+        if (!count && !reply.drafts) {
+            r.length[slot.row] = -1 - reply.written;
             return fail(NO_TOKEN);
         }
-        r.drawn[at] = out.token, r.logprobs[at] = out.logprob;
-        slot.token = out.token, slot.written++;
-        if (!r.stops[out.token] && slot.written < r.limit[slot.row]) return;
-        r.length[slot.row] = slot.written;
+        slot.plain = !count;  // a draft whose own numbers are not finite spoils those before it: once more without
+        if (count) reply.take(d, r.drawn + first, count, hidden);
+        if (ended) end(slot);
+    }
+
+    void end(Slot& slot) {
+        r.length[slot.row] = slot.reply.written;
         Prompt& prompt = prompts[r.prompt[slot.row]];
         slot.row = -1;
         if (--prompt.open == 0) {
-            prompt.segment = {};
+            prompt.read = {};
             std::lock_guard<std::mutex> lock(mutex);
             finished.push_back(int32_t(&prompt - prompts.data()));
         }

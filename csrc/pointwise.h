@@ -7,9 +7,10 @@
 namespace lt {
 
 // y = x · r ⊙ g with r = (mean x² + ε)^(-1/2).  x: (rows, width) float32 → y, and r (rows,) if wanted.
+// stride: between the rows of x, where these are part of wider ones.
 template <class T>
-void rms_norm(const float* x, const float* g, float eps, long rows, long width, T* y, float* inverse) {
-    for (long r = 0; r < rows; r++, x += width, y += width) {
+void rms_norm(const float* x, const float* g, float eps, long rows, long width, T* y, float* inverse, long stride = 0) {
+    for (long r = 0; r < rows; r++, x += stride ? stride : width, y += width) {
         Lanes squares = zero();
         for (long c = 0; c < width; c += 16) squares = fma(load(x + c), load(x + c), squares);
         float scale = 1.0f / std::sqrt(sum(squares) / float(width) + eps);
@@ -19,13 +20,14 @@ void rms_norm(const float* x, const float* g, float eps, long rows, long width, 
 }
 
 // ∂x += r (g ⊙ ∂y - x r² · mean(x ⊙ g ⊙ ∂y)),  ∂g += Σ ∂y ⊙ x r.  In the same pass, for the products that follow:
-// y again, and the new ∂x, in pairs; ∂x in rows.  Each of the three may be null.
+// y again, and the new ∂x, in pairs; ∂x in rows.  Each of the three may be null.  stride: of x and ∂x, as above.
 template <class E>
 void rms_norm_backward(const float* x, const float* g, const float* inverse, const float* dy, long rows, long width,
-                       float* dx, float* dg, Word* y_pairs, typename E::Item* dx_rows, Word* dx_pairs) {
+                       float* dx, float* dg, Word* y_pairs, typename E::Item* dx_rows, Word* dx_pairs, long stride = 0) {
+    if (!stride) stride = width;
     for (long r = 0; r < rows; r++) {
-        const float *xr = x + r * width, *dyr = dy + r * width;
-        float* dxr = dx + r * width;
+        const float *xr = x + r * stride, *dyr = dy + r * width;
+        float* dxr = dx + r * stride;
         Lanes scale = all(inverse[r]), along = zero();
         for (long c = 0; c < width; c += 16) along = fma(load(xr + c) * load(g + c), load(dyr + c), along);
         Lanes mean = all(sum(along) / float(width)) * scale * scale;
@@ -41,9 +43,9 @@ void rms_norm_backward(const float* x, const float* g, const float* inverse, con
         long first = r / E::per * E::per, at = first / E::per * width;
         for (long c = 0; c < width; c += 16) {
             auto y = [&](long row) {
-                return row < rows ? load(x + row * width + c) * all(inverse[row]) * load(g + c) : zero();
+                return row < rows ? load(x + row * stride + c) * all(inverse[row]) * load(g + c) : zero();
             };
-            auto d = [&](long row) { return row < rows ? load(dx + row * width + c) : zero(); };
+            auto d = [&](long row) { return row < rows ? load(dx + row * stride + c) : zero(); };
             if constexpr (E::per == 1) {
                 if (y_pairs) store((float*)y_pairs + at + c, y(r));
                 if (dx_pairs) store((float*)dx_pairs + at + c, d(r));
@@ -132,20 +134,48 @@ void rotary_backward(float* d, const float* qkv, Heads h, const float* q_gain, c
     }
 }
 
+// Heads of which only the last ``turned`` numbers are rotated, the first ``plain`` are stored as they are.
+struct Tails {
+    long heads, plain, turned;
+    long head() const { return plain + turned; }
+    long all() const { return heads * head(); }
+};
+
+// x: (rows, stride) float32, the heads from its first column on → y: (rows, wide), likewise. Backwards: sign -1.
+template <class T>
+void rotary_tails(const float* x, long stride, Tails h, const float* cos, const float* sin, const int64_t* positions,
+                  float sign, long rows, T* y, long wide) {
+    float turned[1024];
+    for (long r = 0; r < rows; r++, x += stride, y += wide)
+        for (long head = 0; head < h.heads; head++) {
+            const float *from = x + head * h.head(), *at = cos + positions[r] * h.turned;
+            T* to = y + head * h.head();
+            for (long i = 0; i < h.plain; i += 16) store(to + i, load(from + i));
+            rotate(from + h.plain, at, sin + positions[r] * h.turned, sign, h.turned, turned);
+            for (long i = 0; i < h.turned; i += 16) store(to + h.plain + i, load(turned + i));
+        }
+}
+
 // a = silu(g) u:  ∂g = ∂a u σ(g) (1 + g (1 - σ(g))),  ∂u = ∂a silu(g).  ``both``: panels of g and u in turn.
-// → ∂both in rows and pairs, a in pairs.
-template <class E>
+// → ∂both in rows and pairs, a in pairs.  weight (rows,): ∂a and a are multiplied with it, and Σ ∂a a is its gradient.
+template <class E, bool WEIGHED = false>
 void swiglu_backward(const typename E::Item* da, const typename E::Item* both, long rows, long width,
-                     typename E::Item* d_rows, Word* d_pairs, Word* a_pairs) {
+                     typename E::Item* d_rows, Word* d_pairs, Word* a_pairs, const float* weight = nullptr,
+                     float* d_weight = nullptr) {
     struct Three { Lanes gate, up, a; };
-    for (long r = 0; r < rows; r += E::per)
+    for (long r = 0; r < rows; r += E::per) {
+        Lanes along[2] = {zero(), zero()};
         for (long c = 0; c < width; c += 16) {
             auto one = [&](long row) -> Three {
                 if (row >= rows) return {zero(), zero(), zero()};
                 const auto* at = both + row * 2 * width + 2 * c;
                 Lanes g = load(at), u = load(at + 16), d = load(da + row * width + c);
-                Lanes s = sigmoid(g), silu = g * s;
-                Three out{d * u * (s + silu * (all(1.0f) - s)), d * silu, silu * u};
+                Lanes s = sigmoid(g), silu = g * s, a = silu * u;
+                if constexpr (WEIGHED) {
+                    along[row - r] = fma(d, a, along[row - r]);
+                    d = d * all(weight[row]), a = a * all(weight[row]);
+                }
+                Three out{d * u * (s + silu * (all(1.0f) - s)), d * silu, a};
                 store(d_rows + row * 2 * width + 2 * c, out.gate);
                 store(d_rows + row * 2 * width + 2 * c + 16, out.up);
                 return out;
@@ -163,6 +193,9 @@ void swiglu_backward(const typename E::Item* da, const typename E::Item* both, l
                 store(a_pairs + at, pair(x.a, y.a));
             }
         }
+        if constexpr (WEIGHED)
+            for (long row = r; row < std::min(rows, r + E::per); row++) d_weight[row] = sum(along[row - r]);
+    }
 }
 
 }  // namespace lt

@@ -155,6 +155,8 @@ struct Swiglu {
     }
 };
 
+constexpr long REDUCED = 512;  // words of one sum before it is added to the result
+
 // Layouts. (R, C) in rows, ``stride`` items apart, of floats or of items.
 
 template <class E, class T>

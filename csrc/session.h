@@ -5,18 +5,22 @@
 #include <thread>
 #include <vector>
 
-#include "decoder.h"
+#include "draft.h"
 #include "generate.h"
 
 namespace lt {
 
 template <class E>
 class Session {
-    struct Prompt { Segment<E> segment; int64_t length = 0; };
+    struct Prompt {
+        Read<E> read;
+        long length;
+    };
     struct Slot {
         std::shared_ptr<Prompt> prompt;
-        Segment<E> segment;
-        int64_t written = 0;
+        Reply<E> reply;
+        bool fed = false;
+        std::vector<float> hidden;  // h^0 of the rows that were fed
     };
 
 public:
@@ -26,39 +30,99 @@ public:
     }
 
     // Reads the prompts, all but their last token, and puts prompt which[i] into slots[i].
+    // choices: (tokens, routed layers, K), the experts of every token that was read, or null.
     Status admit(const int32_t* tokens, const int64_t* offset, int64_t prompts, const int64_t* where,
-                 const int64_t* which, int64_t count) {
+                 const int64_t* which, int64_t count, int16_t* choices) {
         std::vector<std::shared_ptr<Prompt>> read(prompts);
         Status status = shared(prompts, [&](Pass<E>& pass, int64_t i) {
+            const long length = offset[i + 1] - offset[i] - 1;
             read[i] = std::make_shared<Prompt>();
-            read[i]->length = offset[i + 1] - offset[i] - 1;
-            pass.read(tokens + offset[i], read[i]->length, read[i]->segment);
+            read[i]->length = length;
+            read[i]->read.read(pass, d, tokens + offset[i], length, d.noted(choices, offset[i]));
         });
-        for (int64_t i = 0; i < count; i++) slots[where[i]].prompt = read[which[i]], slots[where[i]].written = 0;
+        if (status != DONE) return status;
+        for (int64_t i = 0; i < count; i++) {
+            Slot& slot = slots[where[i]];
+            slot.prompt = read[which[i]], slot.fed = false;
+            slot.reply.begin(d, slot.prompt->read, tokens + offset[which[i]], slot.prompt->length, capacity);
+        }
         return status;
     }
 
-    // Feeds one token to each of some slots; logits of what follows: (count, vocabulary).
-    Status step(const int64_t* where, const int64_t* tokens, int64_t count, float* logits) {
-        const int64_t T = int64_t(passes.size()), share = std::max(int64_t(1), (count + T - 1) / T);
-        return shared((count + share - 1) / share, [&](Pass<E>& pass, int64_t part) {
-            const int64_t first = part * share, end = std::min(count, first + share);
+    // The next token of some slots.  taken: how many of the rows that were fed last were right; null: one.
+    void next(const int64_t* where, const int64_t* tokens, const int64_t* taken, int64_t count) {
+        for (int64_t i = 0; i < count; i++) {
+            Slot& slot = slots[where[i]];
+            if (!slot.fed) {
+                slot.reply.token = int32_t(tokens[i]);
+                continue;
+            }
+            const long some = taken ? taken[i] : 1;
+            std::vector<int32_t> right(slot.reply.drafted(), slot.reply.drafted() + some - 1);
+            right.push_back(int32_t(tokens[i]));
+            slot.reply.take(d, right.data(), some, slot.hidden.data());
+        }
+    }
+
+    // Drafts for some slots, one module after the other.  drafts: what the module before k proposed; -1: nothing, and
+    // k = 0 has none.  logits: (count, vocabulary) of module k, where told[i] is 1.
+    Status ahead(int64_t k, const int64_t* where, const int64_t* drafts, int64_t count, float* logits, uint8_t* told) {
+        propose(where, k ? drafts : nullptr, count, k);
+        std::fill(told, told + count, 0);
+        return in_parts(count, [&](Pass<E>& pass, int64_t first, int64_t end) {
+            std::vector<Reply<E>*> replies;
+            for (int64_t i = first; i < end; i++) replies.push_back(&slots[where[i]].reply);
+            auto wanted = [&](long i) {
+                const Reply<E>& reply = *replies[i];
+                return reply.drafts == k && reply.written + k + 1 < capacity && reply.known() + k + 1 < d.positions;
+            };
+            propose_one(pass, d, k, replies, wanted, [&](long i, const float* z) {
+                std::memcpy(logits + (first + i) * d.vocabulary, z, d.vocabulary * sizeof(float));
+                told[first + i] = 1;
+            });
+        });
+    }
+
+    // Feeds the next token and the drafts of some slots, the last of which are given; logits of what follows each:
+    // (count, 1 + ahead, vocabulary), and choices of the tokens that were fed: (count, 1 + ahead, routed layers, K).
+    Status feed(const int64_t* where, const int64_t* drafts, int64_t count, float* logits, int16_t* choices) {
+        if (d.ahead) propose(where, drafts, count, d.ahead);
+        return in_parts(count, [&](Pass<E>& pass, int64_t first, int64_t end) {
             std::vector<Row<E>> rows;
+            for (int64_t i = first; i < end; i++)
+                slots[where[i]].reply.rows(d, d.noted(choices, i * (1 + d.ahead)), rows);
+            const float *z = pass.run(rows.data(), long(rows.size()), true), *hidden = pass.hidden();
             for (int64_t i = first; i < end; i++) {
                 Slot& slot = slots[where[i]];
-                slot.segment.reserve(d, capacity);
-                const int64_t before = slot.prompt->length;
-                rows.push_back({int32_t(tokens[i]), before + slot.written, before, 0, slot.written, &slot.prompt->segment,
-                                &slot.segment});
-                slot.written++;
+                const long fed = 1 + slot.reply.drafts;
+                slot.fed = true;
+                for (long row = 0; row < fed; row++, z += d.padded())
+                    std::memcpy(logits + (i * (1 + d.ahead) + row) * d.vocabulary, z, d.vocabulary * sizeof(float));
+                if (d.ahead) slot.hidden.assign(hidden, hidden + fed * d.width), hidden += fed * d.width;
             }
-            const float* z = pass.run(rows.data(), end - first, true);
-            for (int64_t i = first; i < end; i++)
-                std::memcpy(logits + i * d.vocabulary, z + (i - first) * d.padded(), d.vocabulary * sizeof(float));
         });
     }
 
 private:
+    // Adds the drafts of module k - 1; without any, there are none.
+    void propose(const int64_t* where, const int64_t* drafts, int64_t count, int64_t k) {
+        for (int64_t i = 0; i < count; i++) {
+            Reply<E>& reply = slots[where[i]].reply;
+            if (!drafts) reply.forget_drafts();
+            else if (drafts[i] >= 0 && reply.drafts == k - 1)
+                reply.following.push_back(int32_t(drafts[i])), reply.drafts++;
+        }
+    }
+
+    // body(pass, first, end) on parts of 0 … count - 1, one for each thread.
+    template <class Body>
+    Status in_parts(int64_t count, Body body) {
+        const int64_t T = int64_t(passes.size()), share = std::max(int64_t(1), (count + T - 1) / T);
+        return shared((count + share - 1) / share, [&](Pass<E>& pass, int64_t part) {
+            body(pass, part * share, std::min(count, (part + 1) * share));
+        });
+    }
+
     // body(pass, 0 … count - 1), dealt over the threads; the caller is one of them.
     template <class Body>
     Status shared(int64_t count, Body body) {

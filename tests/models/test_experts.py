@@ -9,7 +9,8 @@ from torch.nn.functional import silu
 
 from longthought.core.errors import SettingsError
 from longthought.models.config import ModelConfig
-from longthought.models.experts import MixtureOfExperts, Router, grouped_linear
+from longthought.models.experts import MixtureOfExperts, Router
+from longthought.models.grouped_linear import grouped_linear
 from longthought.models.parts import Experts, Latent
 from longthought.models.presets import sized
 from longthought.models.routing import Routing

@@ -24,6 +24,7 @@ from longthought.models.kernels import library
 from longthought.models.kernels.library import NAMES, VARIABLE, Place, available, load, usable, why_not
 from longthought.models.kernels.sources import digest
 from longthought.runs.record import Launch
+from longthought.training.learner import LearnerSettings
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -274,7 +275,7 @@ def test_the_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 
 def examined() -> list[Finding]:
     """What the doctor says of a model that fits."""
-    stage = SimpleNamespace(engine=EngineSettings())
+    stage = SimpleNamespace(engine=EngineSettings(), learner=LearnerSettings())
     patient = SimpleNamespace(model=tiny_model(head_dim=16), stage=stage)
     return check_native.native(patient)  # type: ignore[arg-type]
 

@@ -44,7 +44,7 @@ def sequence_balance(
     tokens = s.new_zeros(count).index_add(0, sequence, torch.ones_like(s[:, 0])).clamp(min=1)
     picked = torch.zeros_like(s).scatter_(1, chosen, 1.0)
     f = s.new_zeros(count, experts).index_add(0, sequence, picked) * experts / chosen_each / tokens[:, None]
-    shares = s / s.sum(-1, keepdim=True)
+    shares = s / s.sum(-1, keepdim=True).clamp(min=1e-20)
     p = s.new_zeros(count, experts).index_add(0, sequence, shares) / tokens[:, None]
     return (f * p).sum(-1)
 

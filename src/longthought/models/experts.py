@@ -5,15 +5,13 @@ No token is ever dropped: every expert computes all tokens that chose it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu, softplus
 
 from longthought.models.config import ModelConfig
+from longthought.models.grouped_linear import grouped_linear
 from longthought.models.net import SwiGLU
 from longthought.models.parts import Experts
 from longthought.models.routing import Routing
@@ -48,7 +46,7 @@ class Router(nn.Module):
             if self.shape.score == "sigmoid":
                 return logits.sigmoid()
             if noise is not None:
-                logits = logits + noise.to(wide.dtype) * softplus(linear(wide, self.noise.to(wide.dtype)))
+                logits = logits + noise.to(wide) * softplus(linear(wide, self.noise.to(wide.dtype)))
             return logits.softmax(-1)
 
     @torch.no_grad()
@@ -125,48 +123,3 @@ class MixtureOfExperts(nn.Module):
         if routing is not None:
             routing.note(layer, s, chosen)
         return chosen, self.gate.gates(s, chosen)
-
-
-def grouped_linear(
-    x: Float[Tensor, "m d"], weights: Float[Tensor, "e f d"], counts: Int[Tensor, " e"]
-) -> Float[Tensor, "m f"]:
-    """x W_eᵀ, where the first counts[0] rows of x meet W_0, the next counts[1] meet W_1, and so on."""
-    out: Tensor = _GroupedLinear.apply(x, weights, counts)
-    return out
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """One product per expert that has rows, into the rows of one result: nothing is gathered or added up twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x, weights = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weights))
-        ctx.save_for_backward(x, weights)
-        ctx.spans = _spans(counts)
-        out = x.new_empty(len(x), weights.shape[1])
-        for expert, rows in ctx.spans:
-            torch.mm(x[rows], weights[expert].T, out=out[rows])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights = ctx.saved_tensors
-        d_out = d_out.to(x.dtype)
-        dx, dw = torch.empty_like(x), torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        for expert, rows in ctx.spans:
-            torch.mm(d_out[rows], weights[expert], out=dx[rows])
-            if dw is not None:
-                torch.mm(d_out[rows].T, x[rows], out=dw[expert])
-        return dx, dw, None
-
-
-def _spans(counts: Int[Tensor, " e"]) -> list[tuple[int, slice]]:
-    """Number and rows of every expert that has some."""
-    spans, first = [], 0
-    for expert, count in enumerate(counts.tolist()):
-        if count:
-            spans.append((expert, slice(first, first + count)))
-        first += count
-    return spans

@@ -109,6 +109,8 @@ class LatentAttention(nn.Module):
 
     def _up(self) -> tuple[Float[Tensor, "h n l"], Float[Tensor, "h v l"]]:
         """W^UK and W^UV of every head."""
-        weight = self.kv_b_proj.weight.unflatten(0, (self.heads, -1))
-        w_uk, w_uv = weight.split((self.shape.qk_nope_head_dim, self.shape.v_head_dim), 1)
+        adapted = getattr(self.kv_b_proj, "effective", None)  # with a LoRA, which is part of what is absorbed
+        weight = self.kv_b_proj.weight if adapted is None else adapted()
+        by_head = weight.unflatten(0, (self.heads, -1))
+        w_uk, w_uv = by_head.split((self.shape.qk_nope_head_dim, self.shape.v_head_dim), 1)
         return w_uk, w_uv

@@ -30,16 +30,21 @@ def check_precision(owner: str, precision: str) -> None:
         raise SettingsError(f"{owner}: precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
 
 
-def native(model: nn.Module, precision: Precision) -> Core | None:
-    """The functions of the native core that compute this model; None where PyTorch does."""
-    chosen = native_choice(model, precision)
+def native(model: nn.Module, precision: Precision, for_training: bool = False) -> Core | None:
+    """The functions of the native core that compute this model; None where PyTorch does. See ``native_choice``."""
+    chosen = native_choice(model, precision, for_training)
     return None if chosen is None else core(*chosen)
 
 
-def native_choice(model: nn.Module, precision: Precision) -> tuple[Library, torch.dtype] | None:
-    """The library that computes this model, and its type of numbers; None where PyTorch computes it."""
+def native_choice(
+    model: nn.Module, precision: Precision, for_training: bool = False
+) -> tuple[Library, torch.dtype] | None:
+    """The library that computes this model, and its type of numbers; None where PyTorch computes it.
+
+    for_training: what a learner asks, whose packed sequences have kernels of their own; otherwise it is decoding.
+    """
     library = available()
-    if library is None or unsupported(model):
+    if library is None or unsupported(model, for_training):
         return None
     if library.name == "plain" and wish() != "plain":
         return None  # slower than PyTorch's own products
@@ -47,11 +52,13 @@ def native_choice(model: nn.Module, precision: Precision) -> tuple[Library, torc
     return library, torch.bfloat16 if narrow else torch.float32
 
 
-def products(model: nn.Module, precision: Precision) -> torch.dtype:
+def products(model: nn.Module, precision: Precision, for_training: bool = False) -> torch.dtype:
     """The type of the numbers that are multiplied, by whoever computes the model."""
-    chosen = native_choice(model, precision)
-    if chosen is not None:
-        return chosen[1]
+    chosen = native_choice(model, precision, for_training)
+    return _by_pytorch(model, precision) if chosen is None else chosen[1]
+
+
+def _by_pytorch(model: nn.Module, precision: Precision) -> torch.dtype:
     weight = next(model.parameters())
     wide = precision == "float32" or (precision == "auto" and weight.device.type == "cpu")
     return weight.dtype if wide else torch.bfloat16
@@ -68,5 +75,5 @@ def computed(model: nn.Module, core: Core | None, backward: bool) -> Any:
 def autocast(model: nn.Module, precision: Precision) -> AbstractContextManager[Any]:
     """Where PyTorch computes: products in bfloat16, if that is the precision."""
     weight = next(model.parameters())
-    wanted = products(model, precision)
+    wanted = _by_pytorch(model, precision)
     return nullcontext() if wanted == weight.dtype else torch.autocast(weight.device.type, wanted)

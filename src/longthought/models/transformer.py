@@ -120,7 +120,8 @@ class Prediction(nn.Module):
         Equations 21 and 22; the halves of M_k stand in the order of the checkpoints, the embedding first.
         """
         joined = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1))
-        out: Tensor = self.norm(self.block(self.layer, joined, rope, attend, routing))
+        stream = joined.to(hidden.dtype)  # as wide as the model's, whatever products are computed in
+        out: Tensor = self.norm(self.block(self.layer, stream, rope, attend, routing))
         return out
 
 
@@ -159,7 +160,7 @@ class Transformer(nn.Module):
         if positions is None or attend is None:
             return self.logits(tokens)
         x = self.model.embed_tokens(tokens)
-        rope = self._rope(positions)
+        rope = self.rope(positions)
         for number, block in enumerate(self.model.layers):
             x = block(number, x, rope, attend, routing)
         out: Tensor = self.model.norm(x)
@@ -179,14 +180,15 @@ class Transformer(nn.Module):
         hidden: (S, D) h^0, what ``forward`` gave.  following: (depth, S), row k − 1 the k-th token after each one;
         where a sequence has ended any token will do: nothing before depends on it.
         """
-        rope = self._rope(positions)
+        rope = self.rope(positions)
         states: list[Tensor] = []
         for module, tokens in zip(self.model.mtp, following):
             hidden = module(hidden, self.model.embed_tokens(tokens), rope, attend, routing)
             states.append(hidden)
         return states
 
-    def _rope(self, positions: Int[Tensor, " s"]) -> tuple[Tensor, Tensor]:
+    def rope(self, positions: Int[Tensor, " s"]) -> tuple[Float[Tensor, "s 1 c"], Float[Tensor, "s 1 c"]]:
+        """Cosines and sines of the angles of these positions, as ``Block`` takes them."""
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
     def token_logprobs(

@@ -32,6 +32,14 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "feedforward_backward": (_P, _P, _P, _P, _I, _I, _I, _P, _P, _P),
     "attention": (_P, _P, _P, _P, _P, _I, _P, _P),
     "attention_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _I, _P),
+    "latent_attention": (_P, _P, _P, _P, _F, _P, _P, _P, _I, _P, _P),
+    "latent_attention_backward": (_P, _P, _P, _P, _P, _P, _P, _F, _P, _P, _P, _I, _P, _P, _P),
+    "rms_norm_columns": (_P, _I, _I, _P, _F, _I, _I, _P, _P),
+    "rms_norm_columns_backward": (_P, _I, _I, _P, _P, _P, _I, _I, _P, _P, _P),
+    "rotary_tails": (_P, _I, _I, _P, _P, _P, _P, _I, _P),
+    "rotary_tails_backward": (_P, _P, _P, _P, _P, _I, _P, _I, _I),
+    "experts": (_P, _P, _P, _P, _P, _P, _P, _P, _P, _P),
+    "experts_backward": (_P,) * 14,
     "head": (_P, _I, _I, _F, _P, _P, _I, _P, _P, _P),
     "head_backward": (_P, _P, _I, _I, _F, _P, _P, _P, _P, _P, _P, _I, _P, _P),
 }
@@ -64,6 +72,12 @@ class Matrix:
 
     panels: Tensor
     pairs: Tensor | None
+
+    @property
+    def back(self) -> Pairs:
+        """The operand of the backward pass, for which it was packed."""
+        assert self.pairs is not None
+        return Pairs(self.pairs)
 
 
 class Core:

@@ -15,10 +15,12 @@ from torch.autograd.function import once_differentiable
 from longthought.core.errors import DataError
 from longthought.models.attention import PackedAttention
 from longthought.models.kernels import memory
-from longthought.models.kernels.block import NativeBlock, Where, parameters
-from longthought.models.kernels.core import Core, Matrix, numbers, zeros
-from longthought.models.kernels.packed import pack
-from longthought.models.transformer import Transformer
+from longthought.models.kernels.block import run
+from longthought.models.kernels.core import Core, Matrix, Panels, numbers, zeros
+from longthought.models.kernels.packed import PackedLayer, pack, pack_layer
+from longthought.models.kernels.stream import Pass
+from longthought.models.routing import Routing
+from longthought.models.transformer import Prediction, Transformer
 
 
 class NativeTransformer:
@@ -28,20 +30,50 @@ class NativeTransformer:
 
     def __init__(self, model: Transformer, core: Core, backward: bool = True) -> None:
         memory.keep()
-        self.model, self.config, self._core = model, model.config, core
+        self.model, self.config, self._core, self._backward = model, model.config, core, backward
         self._packed = pack(model, core, backward)
+        self._ahead: list[tuple[PackedLayer, Matrix]] = []  # of the modules that predict further, once they are asked
 
     def __call__(
-        self, tokens: Int[Tensor, " s"], positions: Int[Tensor, " s"], attend: PackedAttention
+        self,
+        tokens: Int[Tensor, " s"],
+        positions: Int[Tensor, " s"],
+        attend: PackedAttention,
+        routing: Routing | None = None,
     ) -> Float[Tensor, "s d"]:
         """Hidden states after the last norm, as ``Transformer.forward``."""
         x = self.model.model.embed_tokens(tokens).float()
+        at = self._pass(positions, attend)
+        for number, (block, layer) in enumerate(zip(self.model.model.layers, self._packed.layers)):
+            x = run(at, block, layer, x, number, routing)
+        return cast(Tensor, self.model.model.norm(x))
+
+    def ahead(
+        self,
+        hidden: Float[Tensor, "s d"],
+        following: Int[Tensor, "depth s"],
+        positions: Int[Tensor, " s"],
+        attend: PackedAttention,
+        routing: Routing | None = None,
+    ) -> list[Float[Tensor, "s d"]]:
+        """The states that predict further tokens, as ``Transformer.ahead``."""
+        modules = [module for module in self.model.model.mtp if isinstance(module, Prediction)][: len(following)]
+        for module in modules[len(self._ahead) :]:
+            joined = self._core.matrix([module.eh_proj.weight.detach()], self._backward)
+            self._ahead.append((pack_layer(module.block, self._core, self._backward), joined))
+        at, states = self._pass(positions, attend), []
+        for module, (layer, matrix), tokens in zip(modules, self._ahead, following):
+            embedded = self.model.model.embed_tokens(tokens).float()
+            both = torch.cat((module.enorm(embedded), module.hnorm(hidden)), -1)
+            x = NativeLinear.apply(self._core, matrix, both, module.eh_proj.weight)
+            hidden = module.norm(run(at, module.block, layer, x, module.layer, routing))
+            states.append(hidden)
+        return states
+
+    def _pass(self, positions: Tensor, attend: PackedAttention) -> Pass:
         if int(positions.max()) >= self.config.max_position_embeddings:
             raise DataError(f"a sequence of {int(positions.max()) + 1} tokens is longer than the context of the model")
-        where = Where(positions, attend.segments, self._packed.cos, self._packed.sin)
-        for block, layer in zip(self.model.model.layers, self._packed.layers):
-            x = NativeBlock.apply(self._core, self.config, layer, where, x, *parameters(block))
-        return cast(Tensor, self.model.model.norm(x))
+        return Pass(self._core, self.config, positions, attend.segments, self._packed.cos, self._packed.sin)
 
     def token_logprobs(
         self, hidden: Float[Tensor, "s d"], targets: Int[Tensor, " s"], temperature: float, chunk: int = 0
@@ -55,6 +87,24 @@ class NativeTransformer:
         head = (self._core, self._packed.head, temperature)
         pair = _Head.apply(head, hidden, targets, self.model.lm_head.weight)
         return cast(tuple[Tensor, Tensor], pair)
+
+
+class NativeLinear(torch.autograd.Function):
+    """x Wᵀ.  x: (S, in) float32."""
+
+    @staticmethod
+    def forward(ctx: Any, core: Core, matrix: Matrix, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.core, ctx.matrix, ctx.shape = core, matrix, weight.shape
+        ctx.save_for_backward(x)
+        return core.put(core.to_rows(x), Panels(matrix.panels), numbers(len(x), len(weight)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        core, (x,) = ctx.core, ctx.saved_tensors
+        dx = core.put(core.to_rows(grad), ctx.matrix.back, numbers(*x.shape))
+        wanted = ctx.needs_input_grad[3]
+        return None, None, dx, core.put(core.to_pairs(grad), core.to_pairs(x), numbers(*ctx.shape)) if wanted else None
 
 
 class _Head(torch.autograd.Function):
