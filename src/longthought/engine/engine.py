@@ -7,12 +7,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.protocols import Finished, Renderer
 from longthought.core.types import Completion, Message, SamplingParams, TokenIds
-from longthought.engine.native import Asked, NativeDecoder, NativeSteps, generate
+from longthought.engine.draft import Drafter, DraftingWave, Drafts, DraftSteps
+from longthought.engine.native import Asked, NativeDecoder, NativeDraftSteps, NativeSteps, generate
 from longthought.engine.parameters import check, checked_prompt
 from longthought.engine.scheduler import Row, Scheduler
 from longthought.engine.stopping import Decode, StopStrings
@@ -27,11 +29,16 @@ class EngineSettings:
 
     precision: of the matrix products, and of the stored keys and values; see ``models/precision.py``.
     threads: of the native core; 0: as many as PyTorch has.
+    draft: whether the model's modules of multi-token prediction draft the tokens that follow; replies stay the same,
+    see ``engine/draft.py``.
+    routing: whether completions tell which experts every token has chosen, so that a learner can choose the same.
     """
 
     slots: int = 256
     precision: Precision = "auto"
     threads: int = 0
+    draft: bool = False
+    routing: bool = False
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -39,6 +46,9 @@ class EngineSettings:
         check_precision("engine", self.precision)
         if self.threads < 0:
             raise SettingsError(f"threads={self.threads}: must be at least 1, or 0 for as many as PyTorch has")
+        for name in ("draft", "routing"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name}={getattr(self, name)!r}: must be True or False")
 
 
 class Speaker(Protocol):
@@ -56,7 +66,7 @@ class Engine:
 
     A prompt is computed once and its cache given to every sample of its group. The log-prob of a token comes from the
     pass that drew it. ``version`` is stamped on completions: set it after each change of the weights. The weights are
-    those that the model has when a call begins.
+    those that the model has when a call begins. ``drafts`` counts what was drafted since the engine was made.
 
     model: a bare model, or one with its chat format: then prompts may be texts (what a user says), and its stop tokens
     and strings end replies unless the parameters name others.
@@ -71,6 +81,14 @@ class Engine:
         self.decode = decode or (self.renderer.decode if self.renderer else None)
         self.settings, self.version = settings, 0
         self.threads = settings.threads or torch.get_num_threads()
+        self.drafts = Drafts()
+        if settings.draft and not self.model.config.num_nextn_predict_layers:
+            raise SettingsError(
+                "draft=True: the model has no modules of multi-token prediction (num_nextn_predict_layers is 0), "
+                "which are what drafts; set draft=False"
+            )
+        if settings.routing and self.model.config.experts is None:
+            raise SettingsError("routing=True: the model has no routed experts to tell of; set routing=False")
 
     def sample(self, prompts: Sequence[TokenIds | str], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt.
@@ -100,10 +118,11 @@ class Engine:
             finished(prompt, completions)
 
         core = native(self.model, self.settings.precision)
-        decoder = None if core is None else NativeDecoder(self.model, core)
+        decoder = None if core is None else NativeDecoder(self.model, core, self.settings.draft)
         if decoder is not None and _is_drawn_natively(params):
-            asked = Asked(prompts, list(scheduler.waiting), params.temperature, params.stop_tokens)
-            generate(decoder, asked, self.threads, self.settings.slots, complete, self.version)
+            routing = self.settings.routing
+            asked = Asked(prompts, list(scheduler.waiting), params.temperature, params.stop_tokens, routing)
+            self.drafts += Drafts(*generate(decoder, asked, self.threads, self.settings.slots, complete, self.version))
         else:
             with autocast(self.model, self.settings.precision) if decoder is None else nullcontext():
                 self._step_by_step(decoder, prompts, params, scheduler, complete)
@@ -123,15 +142,33 @@ class Engine:
         finished: Finished,
     ) -> None:
         context, slots = self.model.config.max_position_embeddings, len(scheduler.slots)
+        routing = self.settings.routing
         longest = min(context, max(map(len, prompts)) + params.max_tokens)
+        capacity = min(params.max_tokens, context)
+        if self.settings.draft:
+            drafter: Drafter
+            if decoder is None:
+                drafter = DraftSteps(self.model, slots, longest, routing)
+            else:
+                drafter = NativeDraftSteps(decoder, slots, capacity, self.threads, routing)
+            wave = DraftingWave(drafter, prompts, params, slots, longest)
+            try:
+                self._play(wave, params.count, scheduler, finished)
+            finally:
+                self.drafts += wave.drafts
+            return
         steps: Steps
         if decoder is None:
-            steps = TorchSteps(self.model, slots, longest)
+            steps = TorchSteps(self.model, slots, longest, routing)
         else:
-            steps = NativeSteps(decoder, slots, min(params.max_tokens, context), self.threads)
-        wave = Wave(steps, prompts, params, slots, longest)
-        groups: list[list[Completion | None]] = [[None] * params.count for _ in prompts]
-        missing = [params.count] * len(prompts)
+            steps = NativeSteps(decoder, slots, capacity, self.threads, routing)
+        self._play(Wave(steps, prompts, params, slots, longest), params.count, scheduler, finished)
+
+    def _play(self, wave: Wave, count: int, scheduler: Scheduler, finished: Finished) -> None:
+        """Go on until every row has ended; ``count`` of them for every prompt."""
+        prompts = wave.prompts
+        groups: list[list[Completion | None]] = [[None] * count for _ in prompts]
+        missing = [count] * len(prompts)
         while not scheduler.done:
             wave.admit(scheduler.admit())
             for row in wave.step(scheduler):
@@ -171,7 +208,12 @@ class Engine:
     def _completion(self, row: Row) -> Completion:
         assert row.finish is not None
         return Completion(
-            tuple(row.tokens), tuple(row.logprobs), row.finish, self.version, alternatives=tuple(row.alternatives)
+            tuple(row.tokens),
+            tuple(row.logprobs),
+            row.finish,
+            self.version,
+            tuple(row.alternatives),
+            np.concatenate(row.routing) if row.routing else None,
         )
 
 

@@ -6,6 +6,9 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longthought.core.types import Finish, SamplingParams, TokenIds
 from longthought.engine.sampling import sample_key
 from longthought.engine.stopping import StopStrings
@@ -15,6 +18,7 @@ from longthought.engine.stopping import StopStrings
 class Row:
     """A sample on its way. ``prompt`` and ``sample`` say where its completion goes; ``key`` is its randomness.
 
+    ``routing``: the experts of the tokens that were fed, (tokens, L_r, K_r) each; empty where they are not recorded.
     ``bounded``: its limit is what the context leaves, not what was asked for.
     """
 
@@ -26,6 +30,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    routing: list[NDArray[np.int16]] = field(default_factory=list)
     finish: Finish | None = None
 
     @property

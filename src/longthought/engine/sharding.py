@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Finished
 from longthought.core.types import Completion, SamplingParams, TokenIds
+from longthought.engine.draft import Drafts
 from longthought.engine.engine import Engine
 
 
@@ -26,11 +27,12 @@ class ShardedEngine:
     function of its prompt and number, and equal prompts stay together.
 
     The native core needs no members: it works with as many threads, which share the rows out among themselves.
+    ``drafts``: as ``Engine.drafts``, of all members.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.version = 0
+        self.version, self.drafts = 0, engine.drafts
         self._crew: Crew | None = None
         self._tell: Finished = _nobody
 
@@ -56,7 +58,9 @@ class ShardedEngine:
         assert self._crew is not None, "join a team first"
         if self.engine.is_native:
             self.engine.version, self.engine.threads = self.version, max(self._crew.size, self.engine.threads)
-            return self.engine.stream(prompts, params, finished)
+            groups, drafts = self._counted(prompts, params, finished)
+            self.drafts += drafts
+            return groups
         params = self.engine.ended(params)
         prompts = self.engine.accepted(prompts, params)
         if params.processors and self._crew.size > 1:
@@ -73,7 +77,8 @@ class ShardedEngine:
             answers = self._crew.call("engine.sample", calls)
         finally:
             self._tell = _nobody
-        for member, (part, groups) in enumerate(zip(parts, answers)):
+        for member, (part, (groups, drafts)) in enumerate(zip(parts, answers)):
+            self.drafts += drafts
             for index, group in zip(part, groups):
                 results[index] = group
                 if member:
@@ -82,9 +87,17 @@ class ShardedEngine:
 
     def _sample(
         self, member: int, version: int, prompts: list[TokenIds], params: SamplingParams
-    ) -> list[list[Completion]]:
+    ) -> tuple[list[list[Completion]], Drafts]:
         self.engine.version = version
-        return self.engine.stream(prompts, params, _nobody if member else self._tell)
+        return self._counted(prompts, params, _nobody if member else self._tell)
+
+    def _counted(
+        self, prompts: Sequence[TokenIds | str], params: SamplingParams, finished: Finished
+    ) -> tuple[list[list[Completion]], Drafts]:
+        """What was sampled, and what was drafted for it."""
+        before = self.engine.drafts
+        groups = self.engine.stream(prompts, params, finished)
+        return groups, self.engine.drafts - before
 
 
 def _nobody(prompt: int, completions: list[Completion]) -> None:
