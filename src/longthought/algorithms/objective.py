@@ -5,6 +5,7 @@
     GSPO                       ratio per reply     SAPO        ratio per token, gated softly
     MirrorDescent              squared log-ratio   ValueLoss   a critic
     KL · Entropy · Imitation   terms to add        Sum         adds objectives
+    MultiToken                 and of what predicts further tokens
 
 Every objective is a sum over tokens of ``batch.weight`` times a loss per token, so the loss and every metric of
 micro-batches add up to those of the batch. Some need sums over a reply, so a micro-batch holds whole rows. Where the
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from longthought.algorithms.columns import check, entropy_metric, live_rows, policy_columns, read, share, where
 from longthought.algorithms.divergence import LIMIT, log_ratio, ratio
+from longthought.algorithms.multi_token import MultiToken as MultiToken
 from longthought.algorithms.terms import KL as KL
 from longthought.algorithms.terms import Entropy as Entropy
 from longthought.algorithms.terms import Estimator, check_estimator, estimate

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 TokenIds: TypeAlias = tuple[int, ...]
@@ -154,6 +155,8 @@ class Completion:
     sampled, and not the policy's. At temperature 0 they are reported at T = 1, without truncation.
     ``alternatives``: with ``top_logprobs`` n, for every token the n most likely (token, log-prob), best first; fewer
     where fewer could be drawn.
+    ``routing``: the experts that every token which was fed has chosen, prompt included: (prompt + reply − 1, L_r, K_r)
+    int16, of the routed layers in order; None unless the engine was told to record them.
     """
 
     token_ids: TokenIds
@@ -161,6 +164,7 @@ class Completion:
     finish: Finish
     version: int = 0
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    routing: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +187,13 @@ class Rows:
     """N token sequences, padded to T. Rows are cut by ``lengths``, never by comparing with a padding token.
 
     tokens: (N, T) int64.  lengths: (N,) int64.
+    routing: (N, T, L_r, K_r) int16, the experts that the tokens chose when they were sampled; −1 where that is not
+    known, as of a row's last token.
     """
 
     tokens: Tensor
     lengths: Tensor
+    routing: Tensor | None = field(default=None, kw_only=True)
 
     def select(self, index: Tensor) -> Self:
         """The rows named by ``index`` (n,), every column cut alike, padding trimmed to their longest."""
@@ -234,11 +241,14 @@ class PolicyOutput:
     """What the policy says about a batch: log-prob and entropy (nats) of every token, (N, T), float32 or wider.
 
     values: of a critic, V of the state before every token, (N, T); its other two columns are zero.
+    ahead: (N, T, D), what the modules that predict further say of the same tokens: log-probs by module k from the state
+    k tokens further back, zero where there is none.
     """
 
     logp: Tensor
     entropy: Tensor
     values: Tensor | None = None
+    ahead: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,7 @@ class Loss:
 class Update(NamedTuple):
     """What an optimizer step saw: its metrics, and what the policy said of every row before the weights moved.
 
-    ``output``: (N, T), rows as in the batch of the step, zero where nothing was asked.
+    ``output``: (N, T), on the CPU, rows as in the batch of the step, zero where nothing was asked.
     """
 
     metrics: Metrics

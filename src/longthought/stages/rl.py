@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from longthought.core.errors import Alarm, SettingsError
@@ -46,6 +46,10 @@ class RL:
     ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated; None: what the
     precision explains, see ``updates.gap_limit``.
     ``monitors``: what is watched, and when the run stops by itself.
+    ``replay_routing``: in the learner, tokens choose the experts that they chose when they were sampled, so that both
+    run the same net; None: if the model has routed experts. The metric ``routing_disagreement`` is the share of these
+    choices that the learner would not have made, at the step's first update. The biases that balance experts stay as
+    they are, unless ``learner`` has ``balancing``.
     ``workers``: processes that share the rollouts and the gradient.
     ``top_p``, ``top_k``: refused unless they are off. A policy gradient needs the probability under which a token was
     drawn; truncated sampling draws from another distribution than the one that is trained. (An evaluation may use them;
@@ -71,6 +75,7 @@ class RL:
     optimizer: OptimizerSettings = AdamW()
     learner: LearnerSettings = LearnerSettings()
     engine: EngineSettings = EngineSettings()
+    replay_routing: bool | None = None
     monitors: Monitors = field(default=Monitors(), compare=False)
     workers: int = 1
     quiet: bool = field(default=False, compare=False)
@@ -152,10 +157,13 @@ class _Loop:
                 f"rl: max_tokens={stage.max_tokens} does not fit into the model's context of {context} tokens, "
                 "where the prompt needs room, too"
             )
+        routed = policy.model.config.experts is not None
+        if stage.replay_routing and not routed:
+            raise SettingsError("rl: replay_routing=True: the model has no routed experts; leave it out")
         self.drawn = 0  # problems sampled so far
         self.watch = stage.monitors.start()
         self.updates = Updates(stage, policy.model)
-        self.engine = ShardedEngine(Engine(policy, stage.engine))
+        self.engine = ShardedEngine(Engine(policy, replace(stage.engine, routing=routed or stage.engine.routing)))
 
     def start_team(self) -> Team:
         """The processes that share the work. To be called when all weights are in place."""

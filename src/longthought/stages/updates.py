@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longthought.algorithms.objective import MirrorDescent, ValueLoss, explained_variance
+from longthought.algorithms.objective import MirrorDescent, MultiToken, ValueLoss, explained_variance
 from longthought.algorithms.weighting import positive_mean, token_mean
 from longthought.core.errors import LogprobGap, NotFinite
 from longthought.core.protocols import Objective
-from longthought.core.types import CUT, Batch, Group, Rollout, Update
+from longthought.core.types import CUT, Batch, Group, Rollout, Rows, Update
 from longthought.models import lora
 from longthought.models.precision import products
 from longthought.models.transformer import Transformer
@@ -36,6 +36,8 @@ DROPPED = "group dropped by dynamic sampling"
 """Why a rollout of a group that was sampled and not kept is left out."""
 
 _WIDE_GAP, _NARROW_GAP = 1e-3, 3e-2
+_AT_FIRST = ("logprob_gap", "logprob_gap_max", "routing_disagreement")
+"""What sampler and learner disagree about: later updates have moved the weights."""
 _PATIENCE = 3  # updates in a row whose gradient is not finite
 
 _warn = logging.getLogger(__name__).warning
@@ -58,8 +60,8 @@ def gap_limit(stage: RL, model: Transformer) -> float:
     """
     if stage.gap_limit is not None:
         return stage.gap_limit
-    precisions = (stage.learner.precision, stage.engine.precision)
-    return _NARROW_GAP if torch.bfloat16 in {products(model, one) for one in precisions} else _WIDE_GAP
+    types = (products(model, stage.engine.precision), products(model, stage.learner.precision, for_training=True))
+    return _NARROW_GAP if torch.bfloat16 in types else _WIDE_GAP
 
 
 class Updates:
@@ -75,7 +77,7 @@ class Updates:
         if stage.adapter is not None:
             lora.add(model, stage.adapter, stage.seed)
         steps = (stage.steps - (method.critic.pretrain if method.critic else 0)) * stage.updates
-        learner = PolicyLearner(model, stage.optimizer, steps, stage.temperature, stage.learner)
+        learner = PolicyLearner(model, stage.optimizer, steps, stage.temperature, stage.learner, _head(stage))
         self.learner = ShardedLearner(learner, stage.workers)
 
     @property
@@ -153,8 +155,7 @@ class _Step:
         if not done:
             return metrics
         means = _means(done, "")
-        gap = {name: done[0][name] for name in ("logprob_gap", "logprob_gap_max") if name not in extra}
-        metrics = {**means, **gap, **metrics}
+        metrics = {**means, **{name: done[0][name] for name in _AT_FIRST if name in done[0]}, **metrics}
         self._check_gap(metrics)
         if stage.method.entropy is not None:
             metrics["entropy_bonus"] = stage.method.entropy.bonus(own.bonus, own.entropy)
@@ -171,7 +172,9 @@ class _Step:
         """The rollouts with every column that the method reads, but their weights; and what was measured on the way."""
         own, method = self.all, self.all.stage.method
         batch, extra = lay_out(self.rollouts), {}
-        reference = None if own.reference is None else torch.where(batch.mask, own.reference.logprobs(batch), 0.0)
+        reference = None
+        if own.reference is not None:  # whose tokens choose their experts by themselves
+            reference = torch.where(batch.mask, own.reference.logprobs(Rows(batch.tokens, batch.lengths)), 0.0)
         values = None if own.critic is None else _values(own.critic, batch)
         token_rewards = penalties(method, batch, reference)
         credited = credit(method, self.groups, self.rewards, batch, token_rewards, values)
@@ -260,7 +263,7 @@ class _Step:
         assert critic is not None
         assert settings is not None
         batch = weighted(laid, part, token_mean, ~self.rewards.total[part].isnan())
-        batch = replace(batch, logp_old=None)  # it says nothing of log-probs, so it has no gap to the sampler's
+        batch = replace(batch, logp_old=None, routing=None)  # it has no log-probs, and other experts than the sampler
         update = self._attempt("critic", critic, batch, ValueLoss(settings.clip))
         return [] if update is None else [update.metrics]
 
@@ -274,13 +277,20 @@ class _Step:
             )
 
 
+def _head(stage: RL) -> LogprobHead | None:
+    """What the policy is asked, if it is not what any policy is."""
+    ahead, replay = isinstance(stage.method.objective, MultiToken), stage.replay_routing is not False
+    return LogprobHead(stage.temperature, stage.learner.head_chunk, ahead, replay) if ahead or not replay else None
+
+
 def _reference(stage: RL, model: Transformer) -> ShardedLearner:
     """The frozen policy that the KL is measured to: with an adapter the model itself, without the adapter."""
+    settings = replace(stage.learner, balancing=None)
+    head = LogprobHead(stage.temperature, settings.head_chunk, replay=False)
     if stage.adapter is None:
-        frozen = PolicyLearner(copy.deepcopy(model), AdamW(), 1, stage.temperature, stage.learner)
+        frozen = PolicyLearner(copy.deepcopy(model), AdamW(), 1, settings=settings, head=head)
     else:
-        head = WithoutAdapter(LogprobHead(stage.temperature, stage.learner.head_chunk))
-        frozen = PolicyLearner(model, AdamW(), 1, settings=stage.learner, head=head)
+        frozen = PolicyLearner(model, AdamW(), 1, settings=settings, head=WithoutAdapter(head))
     return ShardedLearner(frozen, stage.workers, "reference")
 
 

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from longthought.core.errors import DataError
 from longthought.core.protocols import Weighting
 from longthought.core.types import Batch, Rollout, TokenIds, rows_of
 
 
 def lay_out(rollouts: Sequence[Rollout]) -> Batch:
-    """Rollouts as rows, prompt and then reply, with the sampler's log-probs; nothing is weighted or credited yet."""
+    """Rollouts as rows, prompt and then reply, with the sampler's log-probs, and the experts of every token if it has
+    recorded them; nothing is weighted or credited yet."""
     sequences: list[TokenIds] = [r.prompt + r.completion.token_ids for r in rollouts]
     rows = rows_of(sequences)
     position = torch.arange(rows.tokens.shape[1])
@@ -23,7 +25,30 @@ def lay_out(rollouts: Sequence[Rollout]) -> Batch:
     logp_old = torch.zeros(rows.tokens.shape)
     for row, rollout in enumerate(rollouts):
         logp_old[row, prompts[row] : rows.lengths[row]] = torch.tensor(rollout.completion.logprobs)
-    return Batch(rows.tokens, rows.lengths, mask, torch.zeros(rows.tokens.shape), None, logp_old)
+    blank = torch.zeros(rows.tokens.shape)
+    return Batch(
+        rows.tokens, rows.lengths, mask, blank, None, logp_old, routing=_routing(rollouts, rows.tokens.shape[1])
+    )
+
+
+def _routing(rollouts: Sequence[Rollout], width: int) -> Int[Tensor, "n t l k"] | None:
+    """The experts that the tokens chose, −1 where none is known; None if that is everywhere."""
+    known = [(row, r) for row, r in enumerate(rollouts) if r.completion.routing is not None]
+    if not known:
+        return None
+    first = known[0][1].completion.routing
+    assert first is not None
+    laid = torch.full((len(rollouts), width, *first.shape[1:]), -1, dtype=torch.int16)
+    for row, rollout in known:
+        routing, fed = rollout.completion.routing, len(rollout.prompt) + len(rollout.completion.token_ids) - 1
+        assert routing is not None
+        if routing.shape != (fed, *first.shape[1:]):
+            raise DataError(
+                f"{rollout.problem.id}: the sampler recorded experts of shape {routing.shape}; {fed} tokens were fed, "
+                f"and those of the first rollout are {first.shape[1:]} each"
+            )
+        laid[row, :fed] = torch.from_numpy(routing)
+    return laid
 
 
 def weighted(laid: Batch, index: Int[Tensor, " n"], weighting: Weighting, trained: Bool[Tensor, " n"]) -> Batch:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from longthought.core.types import PolicyOutput, Rows
 from longthought.models.attention import Attention
+from longthought.models.routing import Routing
 from longthought.models.transformer import Transformer
 from longthought.training.learner import hidden_before, spread
 
@@ -17,14 +18,17 @@ from longthought.training.learner import hidden_before, spread
 class ValueModel(nn.Module):
     """V of the state after every token. It starts as a copy of the policy's trunk, with a head that says 0.
 
-    It has room for one token more than the policy, so that the state after a full context has a value too.
+    Its experts are its own, and chosen by routers of its own; what predicts further tokens is left out. It has room for
+    one token more than the policy, so that the state after a full context has a value too.
     """
 
     def __init__(self, policy: Transformer) -> None:
         super().__init__()
         config = policy.config
-        self.trunk = Transformer(replace(config, max_position_embeddings=config.max_position_embeddings + 1))
-        self.trunk.load_state_dict(policy.state_dict())
+        longer = config.max_position_embeddings + 1
+        self.trunk = Transformer(replace(config, max_position_embeddings=longer, num_nextn_predict_layers=0))
+        told = policy.state_dict()
+        self.trunk.load_state_dict({name: told[name] for name in self.trunk.state_dict()})
         self.trunk.to(policy.lm_head.weight.device)
         self.trunk.lm_head = nn.Identity()  # type: ignore[assignment]  # no logits, and nothing that never moves
         self.value_head = nn.Linear(config.hidden_size, 1).to(policy.lm_head.weight)
@@ -32,10 +36,10 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(
-        self, tokens: Int[Tensor, " s"], positions: Int[Tensor, " s"], attend: Attention
+        self, tokens: Int[Tensor, " s"], positions: Int[Tensor, " s"], attend: Attention, routing: Routing | None = None
     ) -> Float[Tensor, "s d"]:
         """Hidden states; tokens, positions: (S,) int64 → (S, D)."""
-        out: Tensor = self.trunk(tokens, positions, attend)
+        out: Tensor = self.trunk(tokens, positions, attend, routing)
         return out
 
 

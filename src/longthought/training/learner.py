@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from longthought.core.errors import NotFinite, RunMismatch, SettingsError
 from longthought.core.protocols import Objective
-from longthought.core.types import Batch, Loss, Metrics, PolicyOutput, Rows, Update
+from longthought.core.types import Batch, Metrics, PolicyOutput, Rows, Update
 from longthought.models import lora
 from longthought.models.precision import Precision, autocast, check_precision, computed, native
 from longthought.models.transformer import Transformer
+from longthought.training.balancing import Balancing, Routed, Watch, Watched, bias_spread, routers_of
 from longthought.training.optimizer import OptimizerSettings, set_lr
-from longthought.training.packing import layout, micro_batches, prompts_of
+from longthought.training.packing import Layout, layout, micro_batches, prompts_of
+from longthought.training.tally import Part, kept, merged
+from longthought.training.tally import Tally as Tally
+
+_PASSES = 1_000_003  # between the seeds of the noise of two parts of a step
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,15 @@ class LearnerSettings:
     """micro_tokens: tokens of one forward pass (memory, not mathematics). max_norm: gradient clipping, L2.
 
     precision: of the matrix products; weights, gradients and sums are float32. See ``models/precision.py``.
+    balancing: of routed experts, a part of pretraining; None: their biases stay as they are, as reinforcement learning
+    needs it, where sampler and learner have to choose alike.
     """
 
     micro_tokens: int = 2048
     max_norm: float = 1.0
     head_chunk: int = 1024
     precision: Precision = "auto"
+    balancing: Balancing | None = None
 
     def __post_init__(self) -> None:
         for name in ("micro_tokens", "max_norm", "head_chunk"):
@@ -41,64 +49,33 @@ class LearnerSettings:
         check_precision("learner", self.precision)
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Sums over rows, so that those of micro-batches and shards add up.
-
-    ``gap`` sums |logp − logp_old| over the ``tokens`` of the replies: before the first update of a step, what sampler
-    and learner disagree about.
-    """
-
-    loss: float = 0.0
-    weight: float = 0.0
-    sums: Mapping[str, float] = field(default_factory=dict)
-    gap: float = 0.0
-    gap_max: float = 0.0
-    tokens: int = 0
-
-    @classmethod
-    def of(cls, policy: PolicyOutput, batch: Batch, loss: Loss) -> Tally:
-        sums = {name: float(value.detach()) for name, value in loss.metrics.items()}
-        weight = float(batch.weight.sum())
-        if batch.logp_old is None:
-            return cls(float(loss.value.detach()), weight, sums)
-        gap = torch.where(batch.mask, (policy.logp.detach() - batch.logp_old).abs(), 0.0)
-        largest = float(gap.max()) if gap.numel() else 0.0
-        return cls(float(loss.value.detach()), weight, sums, float(gap.sum()), largest, int(batch.mask.sum()))
-
-    def __add__(self, other: Tally) -> Tally:
-        names = {**self.sums, **other.sums}
-        return Tally(
-            self.loss + other.loss,
-            self.weight + other.weight,
-            {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names},
-            self.gap + other.gap,
-            max(self.gap_max, other.gap_max),
-            self.tokens + other.tokens,
-        )
-
-    def means(self) -> dict[str, float]:
-        """The loss as it is; metrics divided by the total weight; the gap by the number of tokens."""
-        means = {name: value / (self.weight or 1.0) for name, value in self.sums.items()}
-        gap = {"logprob_gap": self.gap / self.tokens, "logprob_gap_max": self.gap_max} if self.tokens else {}
-        return {"loss": self.loss, **means, **gap}
-
-
 class Head(Protocol):
-    """What a model says about the tokens in ``needed`` (N, T), zero elsewhere. Never asked about t = 0."""
+    """What a model says about the tokens in ``needed`` (N, T), zero elsewhere. Never asked about t = 0.
+
+    A head whose ``replay`` is True gets a model whose tokens choose the experts that the rows tell.
+    """
 
     def __call__(self, model: Any, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput: ...
 
 
 @dataclass(frozen=True)
 class LogprobHead:
-    """log-prob and entropy of softmax(logits / temperature). chunk: tokens whose logits exist at a time."""
+    """log-prob and entropy of softmax(logits / temperature). chunk: tokens whose logits exist at a time.
+
+    ahead: also what the modules that predict further tokens say; no prompt is then computed for several rows at once,
+    since what follows its last token differs.
+    replay: where the rows tell which experts their tokens chose when they were sampled, they choose these again;
+    otherwise it is only measured how many differ.
+    """
 
     temperature: float
     chunk: int
+    ahead: bool = False
+    replay: bool = True
 
     def __call__(self, model: Transformer, rows: Rows, needed: Bool[Tensor, "n t"], /) -> PolicyOutput:
-        return evaluate_policy(model, rows, needed, self.temperature, self.chunk)
+        ask = evaluate_ahead if self.ahead else evaluate_policy
+        return ask(model, rows, needed, self.temperature, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -123,9 +100,16 @@ def hidden_before(model: Any, rows: Rows, needed: Bool[Tensor, "n t"]) -> Hidden
 
     Only tokens that these depend on are computed; a prompt once for all rows that have it, if the model can.
     """
-    laid = layout(rows, needed, share=getattr(model, "shares_prompts", False))
-    hidden = model(rows.tokens.flatten()[laid.tokens], laid.attend.positions, laid.attend)
+    laid, hidden = _computed(model, rows, needed, share=getattr(model, "shares_prompts", False))
     return Hidden(hidden.index_select(0, laid.before), laid.where)
+
+
+def _computed(model: Any, rows: Rows, needed: Bool[Tensor, "n t"], share: bool) -> tuple[Layout, Float[Tensor, "s d"]]:
+    """The tokens that the needed ones depend on, and their states."""
+    laid = layout(rows, needed, share)
+    if isinstance(model, Watched):
+        model.begin(rows, laid)
+    return laid, model(rows.tokens.flatten()[laid.tokens], laid.attend.positions, laid.attend)
 
 
 def evaluate_policy(
@@ -142,9 +126,42 @@ def evaluate_policy(
     return PolicyOutput(spread(logp, where, needed), spread(entropy, where, needed))
 
 
+def evaluate_ahead(model: Any, rows: Rows, needed: Bool[Tensor, "n t"], temperature: float, chunk: int) -> PolicyOutput:
+    """As ``evaluate_policy``, and the log-probs of the modules that predict further tokens.
+
+    Token t gets that of module k from the state k tokens further back than the state that predicts it first.
+
+    Raises SettingsError for a model without such modules.
+    """
+    if not model.config.num_nextn_predict_layers:
+        raise SettingsError(
+            "the model has no modules that predict further tokens (num_nextn_predict_layers=0): ask for its log-probs "
+            "alone, and take the objective without MultiToken"
+        )
+    laid, hidden = _computed(model, rows, needed, share=False)
+    tokens, left = rows.tokens.flatten(), laid.left
+    depth, place = model.config.num_nextn_predict_layers, torch.arange(len(left), device=left.device)
+    following = torch.stack([tokens[laid.tokens[place + left.clamp(max=k)]] for k in range(1, depth + 1)])
+    states = [hidden, *model.ahead(hidden, following, laid.attend.positions, laid.attend)]
+    time = laid.where % rows.tokens.shape[1] - 1
+    said: list[Tensor] = []
+    for k, state in enumerate(states):
+        far = time >= k
+        where, before = laid.where[far], laid.before[far] - k
+        pair = model.token_logprobs(state.index_select(0, before), tokens[where], temperature, chunk)
+        said += [spread(column, where, needed) for column in (pair if not k else pair[:1])]
+    return PolicyOutput(said[0], said[1], ahead=torch.stack(said[2:], -1))
+
+
 def spread(values: Float[Tensor, " m"], where: Int[Tensor, " m"], like: Shaped[Tensor, "n t"]) -> Float[Tensor, "n t"]:
     """Values at their places in (N·T), zero elsewhere, (N, T)."""
     return values.new_zeros(like.numel()).index_copy(0, where, values).view(like.shape)
+
+
+class Ask(Protocol):
+    """Asks the head about a model that is ready, watching its routers."""
+
+    def __call__(self, rows: Rows, needed: Tensor, watch: Watch | None, /) -> PolicyOutput: ...
 
 
 class PolicyLearner:
@@ -153,7 +170,8 @@ class PolicyLearner:
     ``step`` minimises an objective over a batch whose weights were decided beforehand over the whole batch; any cut
     into micro-batches gives the same gradient. ``temperature`` is the sampler's: log-probs are those of
     softmax(logits / temperature). ``head``: what the model is asked, if not its log-probs. Only parameters that
-    require a gradient are optimized and stored.
+    require a gradient are optimized and stored; one that no loss reaches, such as those of modules that predict further
+    tokens and are not asked, stays as it is.
     """
 
     def __init__(
@@ -169,6 +187,9 @@ class PolicyLearner:
             raise SettingsError(f"temperature={temperature}: must be positive")
         self.model, self.settings = model, settings
         self.head: Head = head or LogprobHead(temperature, settings.head_chunk)
+        self._routers, self._depth = routers_of(model)
+        if settings.balancing is not None:
+            settings.balancing.check(self._routers)
         self.optimizers = optimizer.build(model)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._schedule, self._steps, self._version = optimizer.schedule, steps, 0
@@ -186,21 +207,29 @@ class PolicyLearner:
     @property
     def shares_prompts(self) -> bool:
         """Whether a prompt is computed once for all of its replies that are in a micro-batch."""
-        return native(self.model, self.settings.precision) is not None
+        alone = self.settings.balancing is not None or getattr(self.head, "ahead", False)
+        return not alone and native(self.model, self.settings.precision, for_training=True) is not None
 
     @contextmanager
-    def _asking(self, backward: bool) -> Iterator[Callable[[Rows, Tensor], PolicyOutput]]:
+    def _asking(self, backward: bool) -> Iterator[Ask]:
         """What asks the head about the model as it is now, in its precision."""
         with lora.disabled(self.model) if isinstance(self.head, WithoutAdapter) else nullcontext():
-            core = native(self.model, self.settings.precision)
+            core = native(self.model, self.settings.precision, for_training=True)
             model = computed(self.model, core, backward)
             cast = autocast(self.model, self.settings.precision) if core is None else nullcontext()
 
-            def ask(rows: Rows, needed: Tensor) -> PolicyOutput:
+            def ask(rows: Rows, needed: Tensor, watch: Watch | None) -> PolicyOutput:
+                seen = model if watch is None else Watched(model, watch, share=self.settings.balancing is None)
                 with cast:
-                    return self.head(model, rows, needed)
+                    return self.head(seen, rows, needed)
 
             yield ask
+
+    def _watch(self, seed: int | None) -> Watch | None:
+        """For one pass, if the model has routers."""
+        if not self._routers:
+            return None
+        return Watch(self._routers, self._depth, replay=getattr(self.head, "replay", False), seed=seed)
 
     def step(self, batch: Batch, objective: Objective) -> Update:
         """One optimizer step. Its metrics are ``loss``, the means of the objective's metrics over the batch's weight,
@@ -211,19 +240,35 @@ class PolicyLearner:
         tally, output = self.accumulate(batch, objective)
         return Update(self.apply(tally), output)
 
-    def accumulate(self, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
-        """Add the batch's gradient to the parameters' and count what was seen on the way."""
-        tally, output = Tally(), _blank(batch)
+    def accumulate(self, batch: Batch, objective: Objective, part: Part | None = None) -> tuple[Tally, PolicyOutput]:
+        """Add the batch's gradient to the parameters' and count what was seen on the way.
+
+        part: of which optimizer step, if the batch is not the whole of it.
+        """
+        whole = part or Part(len(batch.tokens), self._version)
         prompts = prompts_of(batch) if self.shares_prompts else None
+        cuts = micro_batches(batch.lengths, self.settings.micro_tokens, prompts)
+        balancing = self.settings.balancing
+        tally, said = Tally(), []
         with self._asking(backward=True) as ask:
-            for index in micro_batches(batch.lengths, self.settings.micro_tokens, prompts):
+            for number, index in enumerate(cuts):
                 micro = batch.select(index).to(self.device)
-                policy = ask(micro, micro.mask)
+                watch = self._watch(None if balancing is None else whole.number * _PASSES + number)
+                policy = ask(micro, micro.mask, watch)
                 loss = objective(policy, micro)
-                loss.value.backward()
-                tally = tally + Tally.of(policy, micro, loss)
-                _keep(output, policy, index)
-        return tally, output
+                routed, extra = self._balance(watch, len(index), whole.sequences)
+                (loss.value + extra).backward()
+                tally = tally + replace(Tally.of(policy, micro, loss), routed=routed)
+                said.append(kept(policy))
+        return tally, merged(batch, cuts, said)
+
+    def _balance(self, watch: Watch | None, rows: int, sequences: int) -> tuple[Routed | None, Tensor | float]:
+        """What the routers did with so many rows, of all sequences of the step; and what is added to the loss."""
+        if watch is None:
+            return None, 0.0
+        notes = watch.notes()
+        balancing = self.settings.balancing
+        return watch.sums(notes), 0.0 if balancing is None else balancing.loss(notes.values(), rows, sequences)
 
     def apply(self, tally: Tally) -> Metrics:
         """Step with the gradient that was accumulated."""
@@ -238,21 +283,24 @@ class PolicyLearner:
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
+        if self.settings.balancing is not None and tally.routed is not None:
+            self.settings.balancing.move(self._routers, tally.routed)
         self._version += 1
         rate = self.optimizers[-1].param_groups[0]["lr"]
-        return {**tally.means(), "grad_norm": float(norm), "lr": float(rate)}
+        return {**tally.means(), **bias_spread(self._routers), "grad_norm": float(norm), "lr": float(rate)}
 
     @torch.no_grad()
     def evaluate(self, rows: Rows) -> PolicyOutput:
         """What the head says of every token but the first, (N, T), float32; zero at the first and in the padding."""
-        output = _blank(rows)
+        rows = Rows(rows.tokens, rows.lengths, routing=rows.routing)
+        cuts, said = micro_batches(rows.lengths, self.settings.micro_tokens), []
         with self._asking(backward=False) as ask:
-            for index in micro_batches(rows.lengths, self.settings.micro_tokens):
-                micro = Rows(rows.tokens, rows.lengths).select(index).to(self.device)
+            for index in cuts:
+                micro = rows.select(index).to(self.device)
                 positions = torch.arange(micro.tokens.shape[1], device=self.device)
                 needed = (positions > 0) & (positions < micro.lengths[:, None])
-                _keep(output, ask(micro, needed), index)
-        return output
+                said.append(kept(ask(micro, needed, self._watch(None))))
+        return merged(rows, cuts, said)
 
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """log π of every token but the first (which is 0), (N, T)."""
@@ -285,10 +333,15 @@ class PolicyLearner:
         self._version = values["version"]
 
     def _stored(self) -> dict[str, Tensor]:
-        """The whole model, or, when a part is frozen, what is trained: the rest is where it came from."""
-        trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        return {k: v for k, v in self.model.state_dict().items() if not frozen or k in trained}
+        """The whole model, or, when a part is frozen, what is trained or balanced: the rest is where it came from."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        state = self.model.state_dict()
+        if all(p.requires_grad for p in parameters.values()):
+            return state
+        kept = {name for name, p in parameters.items() if p.requires_grad}
+        if self.settings.balancing is not None:
+            kept |= state.keys() - parameters.keys()
+        return {name: tensor for name, tensor in state.items() if name in kept}
 
 
 def clip(gradients: list[Tensor], largest: float) -> Tensor:
@@ -298,16 +351,3 @@ def clip(gradients: list[Tensor], largest: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
-
-
-def _blank(rows: Rows) -> PolicyOutput:
-    return PolicyOutput(*(torch.zeros(rows.tokens.shape) for _ in range(3)))
-
-
-def _keep(output: PolicyOutput, said: PolicyOutput, index: Tensor) -> None:
-    """Put what was said of some rows into its place."""
-    width = said.logp.shape[1]
-    pairs = ((output.logp, said.logp), (output.entropy, said.entropy), (output.values, said.values))
-    for column, values in pairs:
-        if column is not None and values is not None:
-            column[index, :width] = values.detach().float().cpu()

@@ -33,9 +33,9 @@ def orthogonalize(g: Float[Tensor, "*b m n"], steps: int = 5) -> Float[Tensor, "
     return (made.mT if tall else made).reshape(g.shape)
 
 
-def cost(matrix: Shaped[Tensor, "m n"]) -> int:
+def cost(matrices: Shaped[Tensor, "*b m n"]) -> int:
     """Multiplications of ``orthogonalize``, nearly."""
-    return min(_costs(matrix, 5))
+    return matrices.shape[:-2].numel() * min(_costs(matrices, 5))
 
 
 def _costs(matrices: Shaped[Tensor, "*b m n"], steps: int) -> tuple[int, int]:
@@ -74,6 +74,7 @@ class Muon(Optimizer):
     """Momentum, then orthogonalisation of every matrix's update (Jordan et al., 2024).
 
     Updates are scaled by 0.2 √max(M, N), so that their size matches AdamW's (Moonlight, arXiv:2502.16982, section 2.2).
+    Parameters are matrices, or stacks of them, such as those of experts, each of which is orthogonalised by itself.
     Matrices of one shape, or its transpose, are orthogonalised together.
     """
 
@@ -83,7 +84,7 @@ class Muon(Optimizer):
 
     @property
     def matrices(self) -> list[Tensor]:
-        """All of them, in the order of the groups."""
+        """All of them, and all stacks, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -101,7 +102,7 @@ class Muon(Optimizer):
             alike: dict[tuple[object, ...], list[Tensor]] = {}
             for p in group["params"]:
                 if id(p) in chosen and p.grad is not None:
-                    alike.setdefault((p.device, p.dtype, *sorted(p.shape)), []).append(p)
+                    alike.setdefault((p.device, p.dtype, *sorted(p.shape[-2:])), []).append(p)
             for together in alike.values():
                 self._step_together(together, group)
 
@@ -130,11 +131,12 @@ class Muon(Optimizer):
         momenta = [self._momentum(p) for p in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        tall = [p.shape[0] > p.shape[1] for p in matrices]
-        made = orthogonalize(torch.stack([u.T if t else u for u, t in zip(ahead, tall)]))
-        updates = [u.T if t else u for u, t in zip(made, tall)]
+        tall = [p.shape[-2] > p.shape[-1] for p in matrices]
+        stacks = [(u.mT if t else u).reshape(-1, *sorted(u.shape[-2:])) for u, t in zip(ahead, tall)]
+        made = orthogonalize(torch.cat(stacks)).split([len(stack) for stack in stacks])
+        updates = [(u.mT if t else u).reshape(p.shape) for u, t, p in zip(made, tall, matrices)]
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, updates, alpha=-group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5)
+        torch._foreach_add_(matrices, updates, alpha=-group["lr"] * 0.2 * max(matrices[0].shape[-2:]) ** 0.5)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -167,7 +169,9 @@ class AdamW:
 
 @dataclass(frozen=True)
 class MuonAdamW:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms.
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and routers.
+
+    The matrix of a router is a table of centroids, no map from states to states.
 
     For pretraining only: on the noisy low-rank gradients of RL, orthogonalised updates move every direction and
     destroy what the base knows.
@@ -184,14 +188,19 @@ class MuonAdamW:
 
     def build(self, model: nn.Module) -> list[Optimizer]:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.dim() == 2 and ".layers." in name]
-        tables = [p for name, p in named if p.dim() == 2 and ".layers." not in name]
+        matrices = [p for name, p in named if p.dim() >= 2 and _is_hidden(name)]
+        tables = [p for name, p in named if p.dim() >= 2 and not _is_hidden(name)]
         plain = [p for _, p in named if p.dim() < 2]
         groups = [{"params": tables, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         return [
             Muon(matrices, self.lr, weight_decay=self.weight_decay),
             torch.optim.AdamW(groups, lr=self.adam_lr, betas=self.betas, fused=True),
         ]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a parameter belongs to a block, or to a module that predicts further tokens, and to no router."""
+    return (".layers." in name or ".mtp." in name) and ".mlp.gate." not in name
 
 
 def _check_rates(owner: str, **rates: float) -> None:

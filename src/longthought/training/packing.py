@@ -30,6 +30,12 @@ class Layout:
     before: Tensor
     where: Tensor
 
+    @property
+    def left(self) -> Int[Tensor, " s"]:
+        """How many tokens of its sequence are laid behind every token, where no prompt is shared."""
+        start, sizes, _ = self.attend.segments
+        return torch.repeat_interleave(start + sizes, sizes) - 1 - torch.arange(len(self.tokens), device=start.device)
+
 
 def layout(rows: Rows, needed: Bool[Tensor, "n t"], share: bool) -> Layout:
     """What must be computed to predict the ``needed`` tokens: nothing behind the last of a row.

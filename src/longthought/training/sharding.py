@@ -11,9 +11,10 @@ from torch import Tensor
 
 from longthought.core.protocols import Objective
 from longthought.core.types import Batch, PolicyOutput, Rows, Update
-from longthought.training.learner import PolicyLearner, Tally
+from longthought.training.learner import PolicyLearner
 from longthought.training.optimizer import Muon, cost
 from longthought.training.packing import prompts_of, shards
+from longthought.training.tally import Part, Tally, merged
 from longthought.training.team import Handler, Team, share, shared
 
 
@@ -62,19 +63,21 @@ class ShardedLearner:
             return self.learner.step(batch, objective)
         prompts = prompts_of(batch) if self.learner.shares_prompts else None
         parts = shards(batch.lengths, team.size, prompts)
-        seen = team.call(f"{self._name}.gradient", [(batch.select(part), objective) for part in parts])
-        self._add(len(parts))
+        about = [Part(len(batch.tokens), self.version * team.size + number) for number in range(len(parts))]
+        calls = [(batch.select(part), objective, one) for part, one in zip(parts, about)]
+        seen = team.call(f"{self._name}.gradient", calls)
+        self._add([present for _, _, present in seen])
         total: Tally = seen[0][0]
-        for tally, _ in seen[1:]:
+        for tally, _, _ in seen[1:]:
             total = total + tally
-        return Update(self.learner.apply(total), _merged(batch, parts, [output for _, output in seen]))
+        return Update(self.learner.apply(total), merged(batch, parts, [output for _, output, _ in seen]))
 
     def evaluate(self, rows: Rows) -> PolicyOutput:
         """As ``PolicyLearner.evaluate``."""
         team = self._joined
-        rows = Rows(rows.tokens, rows.lengths)
+        rows = Rows(rows.tokens, rows.lengths, routing=rows.routing)
         parts = shards(rows.lengths, team.size)
-        return _merged(rows, parts, team.call(f"{self._name}.evaluate", [(rows.select(part),) for part in parts]))
+        return merged(rows, parts, team.call(f"{self._name}.evaluate", [(rows.select(part),) for part in parts]))
 
     def logprobs(self, rows: Rows) -> Float[Tensor, "n t"]:
         """As ``PolicyLearner.logprobs``."""
@@ -85,21 +88,30 @@ class ShardedLearner:
         assert self._team is not None, "join a team first"
         return self._team
 
-    def _gradient(self, member: int, batch: Batch, objective: Objective) -> tuple[Tally, PolicyOutput]:
+    def _gradient(
+        self, member: int, batch: Batch, objective: Objective, part: Part
+    ) -> tuple[Tally, PolicyOutput, list[bool]]:
+        """Tally, output, and which parameters the loss has reached."""
         self._point([None] * len(self._parameters))
-        seen = self.learner.accumulate(batch, objective)
+        tally, output = self.learner.accumulate(batch, objective, part)
+        present = [p.grad is not None for p in self._parameters]
         self._record(member)
         self._point(self._gradients[member])
-        return seen
+        return tally, output, present
 
     def _evaluate(self, member: int, rows: Rows) -> PolicyOutput:
         del member
         return self.learner.evaluate(rows)
 
-    def _add(self, members: int) -> None:
-        """Add the other members' gradients to that of member 0, always in the same order."""
-        for gradients in self._gradients[1:members]:
+    def _add(self, present: Sequence[Sequence[bool]]) -> None:
+        """Add the other members' gradients to that of member 0, always in the same order.
+
+        A parameter that the loss has reached in no member has none, so that no optimizer moves it.
+        """
+        for gradients in self._gradients[1 : len(present)]:
             torch._foreach_add_(self._gradients[0], gradients)
+        reached = [any(flags) for flags in zip(*present)]
+        self._point([gradient if some else None for gradient, some in zip(self._gradients[0], reached)])
 
     def _point(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -130,14 +142,3 @@ class ShardedLearner:
         if member:
             self._point(self._gradients[0])
         muon.step_some(portion)
-
-
-def _merged(rows: Rows, parts: Sequence[Tensor], outputs: Sequence[PolicyOutput]) -> PolicyOutput:
-    """What was said of the parts, in the order of the rows."""
-    whole = PolicyOutput(*(torch.zeros(rows.tokens.shape) for _ in range(3)))
-    for part, output in zip(parts, outputs, strict=True):
-        width = output.logp.shape[1]
-        whole.logp[part, :width], whole.entropy[part, :width] = output.logp, output.entropy
-        if whole.values is not None and output.values is not None:
-            whole.values[part, :width] = output.values
-    return whole

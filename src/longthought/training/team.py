@@ -40,14 +40,18 @@ def shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def share(modules: Iterable[nn.Module]) -> None:
-    """Move the parameters of modules into shared memory, in place; optimizers built on them stay valid."""
-    moved: dict[int, Tensor] = {}
+    """Move the parameters of modules, and the buffers that are saved with them, into shared memory, in place.
+
+    Optimizers built on them stay valid.
+    """
+    moved: set[int] = set()
     for module in modules:
-        for parameter in module.parameters():
-            if id(parameter) not in moved:
-                copy = shared(parameter.shape, parameter.dtype)
-                copy.copy_(parameter.data)
-                moved[id(parameter)] = parameter.data = copy
+        for tensor in module.state_dict(keep_vars=True).values():
+            if id(tensor) not in moved:
+                moved.add(id(tensor))
+                copy = shared(tensor.shape, tensor.dtype)
+                copy.copy_(tensor.data)
+                tensor.data = copy
 
 
 class Team:
