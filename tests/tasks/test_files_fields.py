@@ -11,8 +11,9 @@ import pytest
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem
+from longthought.tasks.cells import UnfitRow
 from longthought.tasks.fields import Fields
-from longthought.tasks.file_problem import UnfitRow, number_text
+from longthought.tasks.file_problem import number_text
 from longthought.tasks.file_problems import Reading
 from longthought.tasks.files import FileTask
 from longthought.tasks.gold import after_hashes, last_boxed

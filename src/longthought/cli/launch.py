@@ -21,10 +21,14 @@ from longthought.core.errors import LongthoughtError, NotReady, RunDamaged, RunE
 from longthought.evaluation.headline import sentence
 from longthought.evaluation.report import terminal_summary
 from longthought.recipes.catalogue import Recipe
+from longthought.runs.place import METRICS
 from longthought.runs.record import RUN, Record
 from longthought.runs.run import Given, Made, Run, Stage
 from longthought.runs.settings import fingerprint, flatten, to_dict
 from longthought.runs.tracking import TensorBoard
+from longthought.stages.measure import Evaluate
+from longthought.stages.rl import RL
+from longthought.tasks.examples import Examples
 from longthought.tasks.files import FileTask
 
 
@@ -91,7 +95,10 @@ def launch(order: Order) -> Record:
 
 
 def finish(order: Order, record: Record) -> None:
-    """Write the report, print the summary, and say what to do next."""
+    """Write the report, print the summary, and say what to do next; of a run that only makes a model, where it is."""
+    if not _measures(rehearse(order.recipe, order.settings)):
+        _show_model(record)
+        return
     file = record.path / "report.html"
     data = write(record, file, order.recipe)
     print()
@@ -110,6 +117,17 @@ def finish(order: Order, record: Record) -> None:
         print(f"  {program()} sample {here} --prompt {prompt}")
         print(f"  {program()} eval {here}")
     print(f"  {program()} traces {here}")
+
+
+def _measures(rehearsal: Rehearsal) -> bool:
+    """Whether a report has something to tell."""
+    return bool(rehearsal.stopped) or any(isinstance(step.stage, Evaluate | RL) for step in rehearsal.steps)
+
+
+def _show_model(record: Record) -> None:
+    stage = record.stages()[-1]
+    print(f"\nModel: {stage.artifact()}\nMetrics: {stage.path / METRICS}\n\nNext:")
+    print(f"  {program()} sample {shlex.quote(str(stage.artifact()))} --prompt 'Once upon a time'")
 
 
 def is_finished(order: Order, rehearsal: Rehearsal) -> bool:
@@ -160,9 +178,10 @@ def _work(order: Order, rehearsal: Rehearsal) -> None:
 
 
 def _describe(rehearsal: Rehearsal) -> None:
-    """Tell what a task of files has read, and what it left out."""
-    tasks = [getattr(step.stage, "task", None) for step in rehearsal.steps]
-    told = dict.fromkeys(f"{task.name}: {task.describe()}" for task in tasks if isinstance(task, FileTask))
+    """Tell what a task or examples of files have read, and what was left out."""
+    read = [getattr(step.stage, name, None) for step in rehearsal.steps for name in ("task", "examples")]
+    told = dict.fromkeys(f"{task.name}: {task.describe()}" for task in read if isinstance(task, FileTask))
+    told |= dict.fromkeys(f"examples: {one.describe()}" for one in read if isinstance(one, Examples))
     for line in told:
         print(line, file=sys.stderr, flush=True)
 

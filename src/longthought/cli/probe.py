@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from longthought.algorithms.objective import NLL
+from longthought.algorithms.multi_token import MultiToken
 from longthought.core.protocols import Sampler
 from longthought.core.types import Batch, Group, SamplingParams, TokenIds
 from longthought.engine.engine import Engine
@@ -16,15 +17,19 @@ from longthought.engine.sharding import ShardedEngine
 from longthought.rollout.collect import collect
 from longthought.runs.artifacts import Policy
 from longthought.stages.pretrain import Pretrain
+from longthought.stages.pretrain_loop import learner_of, objective_at
 from longthought.stages.rl import RL
+from longthought.stages.sft import SFT
+from longthought.stages.sft_rows import Rendered
 from longthought.training.batching import batch_of, documents, with_reference
-from longthought.training.learner import LearnerSettings, PolicyLearner
+from longthought.training.learner import LogprobHead, PolicyLearner
 from longthought.training.sharding import ShardedLearner
 from longthought.training.team import Team
 
 SECONDS = 1.0  # for each of: pretraining, sampling and training in RL
 _DOCUMENTS = 64
 _REPLIES = 256
+_EXAMPLES = 512
 _FIRST_TOKENS = 8
 
 
@@ -32,6 +37,14 @@ class PretrainingRate(NamedTuple):
     """``seconds`` of one optimizer step, the reading of its documents included; ``optimizer`` bytes of its state."""
 
     seconds: float
+    optimizer: int
+
+
+class TuningRate(NamedTuple):
+    """``seconds`` of one optimizer step, mean ``tokens`` of an example, bytes of the ``optimizer``'s state."""
+
+    seconds: float
+    tokens: float
     optimizer: int
 
 
@@ -47,18 +60,32 @@ class RLRate(NamedTuple):
 def pretraining_rate(stage: Pretrain, policy: Policy) -> PretrainingRate:
     """Time real optimizer steps."""
     began = time.perf_counter()
-    pages, renderer = [stage.corpus.document(index) for index in range(_DOCUMENTS)], stage.renderer()
-    read = [renderer.document(page.user, page.text) for page in pages]
+    read = stage.sample(_DOCUMENTS)
     reading = (time.perf_counter() - began) / sum(map(len, read))
     chosen = _filled(read, stage.tokens_per_step)
     batch = documents(chosen)
-    settings = LearnerSettings(max(2048, stage.tokens_per_step), precision=stage.precision)
-    learner = PolicyLearner(policy.model, stage.optimizer, stage.steps, settings=settings)
+    learner, objective = learner_of(stage, policy.model), objective_at(stage, policy.model.config, 0)
     sharded = ShardedLearner(learner, stage.workers)
     with Team(stage.workers, sharded.handlers) as team:
         sharded.join(team)
-        each = _seconds(lambda: sharded.step(batch, NLL()))
+        each = _seconds(lambda: sharded.step(batch, objective))
     return PretrainingRate(each + reading * sum(map(len, chosen)), _optimizer_bytes(learner))
+
+
+def tuning_rate(stage: SFT, policy: Policy) -> TuningRate:
+    """Time real optimizer steps on the first examples; all weights are trained, whatever the stage says."""
+    rendering, objective = stage.rendering(policy), stage.objective(policy.model.config)
+    with Team(1, {"render": rendering.some}) as team:
+        rows = Rendered.of(rendering, "train", team, "render", _EXAMPLES)
+    batch = rows.batch(stage.steps(rows)[0][0], stage.weighting)
+    settings = replace(stage.learner, balancing=None)
+    head = LogprobHead(1.0, settings.head_chunk, ahead=isinstance(objective, MultiToken))
+    learner = PolicyLearner(policy.model, stage.optimizer(1), 1, settings=settings, head=head)
+    sharded = ShardedLearner(learner, stage.workers)
+    with Team(stage.workers, sharded.handlers) as team:
+        sharded.join(team)
+        each = _seconds(lambda: sharded.step(batch, objective))
+    return TuningRate(each, float(rows.lengths.mean()), _optimizer_bytes(learner))
 
 
 def rl_rate(stage: RL, policy: Policy) -> RLRate:

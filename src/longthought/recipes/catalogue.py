@@ -16,7 +16,12 @@ from longthought.core.errors import SettingsError
 from longthought.core.user_code import import_file
 from longthought.runs.run import Run
 
-SHIPPED = {"tiny": "longthought.recipes.tiny:tiny", "r1_zero": "longthought.recipes.r1_zero:r1_zero"}
+SHIPPED = {
+    "tiny": "longthought.recipes.tiny:tiny",
+    "r1_zero": "longthought.recipes.r1_zero:r1_zero",
+    "pretrain": "longthought.recipes.pretrain:pretrain",
+    "sft": "longthought.recipes.sft:sft",
+}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def mixture(sources: Sequence[str], read: Callable[[str], Task], seed: int, form
 
     Raises SettingsError for a source that does not exist, and what ``read`` raises.
     """
-    parts = [(_task(name, read, seed, format_weight), weight) for name, weight in map(_weighted, sources)]
+    parts = [(_task(name, read, seed, format_weight), weight) for name, weight in map(weighted, sources)]
     if not parts:
         raise SettingsError("there are no problems: name a file or a generator")
     if len(parts) == 1:
@@ -55,7 +55,8 @@ def mixture(sources: Sequence[str], read: Callable[[str], Task], seed: int, form
     return Mixture(tuple(parts), seed)
 
 
-def _weighted(source: str) -> tuple[str, float]:
+def weighted(source: str) -> tuple[str, float]:
+    """The source and its weight: ``name@2`` is (name, 2)."""
     name, sign, weight = source.rpartition("@")
     if not sign:
         return source, 1.0

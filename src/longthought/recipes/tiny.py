@@ -14,6 +14,7 @@ from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
 from longthought.evaluation.readiness import Gate
 from longthought.models.precision import Precision
+from longthought.models.presets import Architecture
 from longthought.recipes.methods import Knobs, Shaped, method, summands
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
@@ -116,11 +117,13 @@ class Reinforcement:
 class TinySettings:
     """Everything that a run depends on.
 
+    arch: dense, or deepseek_v3: latent attention, routed experts, and a module that predicts a further token.
     seed: of weights, corpus, problems and samples; not of the splits.
     workers: processes that share every step, one per core; results repeat bit by bit for the same number.
     precision: of matrix products: float32, bfloat16, or auto, the fastest here; bits repeat on the same kind of CPU.
     """
 
+    arch: Architecture = "dense"
     seed: int = 0
     workers: int = 2
     precision: Precision = "auto"
@@ -180,6 +183,7 @@ def pretraining(settings: TinySettings) -> Pretrain:
         corpus=CountdownWeb(task, base.corpus, settings.seed),
         vocabulary=tuple(vocabulary(task)),
         width=base.width,
+        arch=settings.arch,
         steps=base.steps,
         tokens_per_step=base.tokens_per_step,
         seed=settings.seed,

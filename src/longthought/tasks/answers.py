@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem
+from longthought.tasks.cells import UnfitRow
 from longthought.tasks.fields import NOTHING, Columns, Fields, Values, columns_of, refuse_difference, same, value_at
-from longthought.tasks.file_problem import UnfitRow, number_text, stated
+from longthought.tasks.file_problem import number_text, stated
 from longthought.tasks.file_rows import MAX_ROW, BadRow, Row, read_rows
 
 _PREDICTIONS = (

@@ -79,16 +79,10 @@ class Fields:
     @classmethod
     def parse(cls, text: str) -> Fields:
         """``"prompt=question,answer=final,info=level+type"``. Raises ``SettingsError`` on anything else."""
-        known = [field.name for field in fields(cls)]
-        found: dict[str, Any] = {}
-        for part in filter(None, map(str.strip, text.split(","))):
-            name, sign, column = map(str.strip, part.partition("="))
-            if not sign or not column or name not in known or name in found:
-                raise SettingsError(
-                    f"fields: {part!r} in {text!r}: write name=column, separated by commas, each of {', '.join(known)} "
-                    "at most once"
-                )
-            found[name] = tuple(column.split("+")) if name == "info" else column
+        named = named_columns(text, [field.name for field in fields(cls)])
+        found: dict[str, Any] = {**named}
+        if "info" in named:
+            found["info"] = tuple(named["info"].split("+"))
         return cls(**found)
 
 
@@ -116,6 +110,20 @@ class Columns:
         return _TAKEN[self.take][0](text)
 
 
+def named_columns(text: str, known: Sequence[str]) -> dict[str, str]:
+    """``"prompt=question,answer=final"`` by name. Raises ``SettingsError`` on anything else, and on an unknown name."""
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, sign, column = map(str.strip, part.partition("="))
+        if not sign or not column or name not in known or name in found:
+            raise SettingsError(
+                f"fields: {part!r} in {text!r}: write name=column, separated by commas, each of {', '.join(known)} "
+                "at most once"
+            )
+        found[name] = column
+    return found
+
+
 def value_at(row: Values, path: str) -> Any:
     """The value of a column, or of a key inside one (``reward_model.ground_truth``); None where there is none."""
     if path in row:
@@ -132,18 +140,14 @@ def columns_of(path: Path, sample: Sequence[Values], fields: Fields) -> Columns:
     meant that do not hold the same.
     """
     names = list(dict.fromkeys(name for row in sample for name in row))
-    for named in (fields.prompt, fields.answer, fields.id, fields.split, *fields.info):
-        if named and named != NOTHING and not _filled(sample, named):
-            near = get_close_matches(named, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(f"{path}: column {named!r} is absent or empty{hint} Columns: {', '.join(names)}")
+    refuse_absent(path, sample, (fields.prompt, fields.answer, fields.id, fields.split, *fields.info))
     prompts = [fields.prompt] if fields.prompt else _prompts(sample)
     prompt, *more_prompts = _agreed(path, sample, "prompt", prompts, names)
     answers = [fields.answer] if fields.answer else _answers(path, sample, names, prompt)
     answer, *more_answers = _agreed(path, sample, "answer", answers, names)
     if prompt == answer:
         raise DataError(f"{path}: prompt and answer are the same column, {prompt}")
-    usual = [found for name in _INFO for found in _existing(sample, name)]
+    usual = [found for name in _INFO for found in existing(sample, name)]
     return Columns(
         prompt,
         answer,
@@ -156,18 +160,28 @@ def columns_of(path: Path, sample: Sequence[Values], fields: Fields) -> Columns:
     )
 
 
+def refuse_absent(path: Path, sample: Sequence[Values], columns: Sequence[str]) -> None:
+    """Raise DataError for a column that was named and that no row fills."""
+    names = list(dict.fromkeys(name for row in sample for name in row))
+    for named in columns:
+        if named and named != NOTHING and not filled(sample, named):
+            near = get_close_matches(named, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DataError(f"{path}: column {named!r} is absent or empty{hint} Columns: {', '.join(names)}")
+
+
 def _prompts(sample: Sequence[Values]) -> list[str]:
     """Columns that may be the prompt; a conversation that ends with a reply is one only for want of others."""
-    found = [name for candidate in _PROMPTS for name in _existing(sample, candidate)]
-    return [name for name in found if not _ends_with_reply(sample, name)] or found[:1]
+    found = [name for candidate in _PROMPTS for name in existing(sample, candidate)]
+    return [name for name in found if not ends_with_reply(sample, name)] or found[:1]
 
 
 def _answers(path: Path, sample: Sequence[Values], names: Sequence[str], prompt: str) -> list[str]:
     for candidates in (_ANSWERS, _WORKED_ANSWERS):
-        found = [name for candidate in candidates for name in _existing(sample, candidate) if name != prompt]
+        found = [name for candidate in candidates for name in existing(sample, candidate) if name != prompt]
         if found:
             return found
-    if _ends_with_reply(sample, prompt):
+    if ends_with_reply(sample, prompt):
         raise DataError(
             f"{path}: {prompt} ends with a reply, which is an example to imitate and no answer to grade by; problems "
             f"need an answer column (fields=Fields(answer=…)). Columns: {', '.join(names)}"
@@ -211,15 +225,16 @@ def _plain(value: Any) -> Any:
     return str(value).strip()
 
 
-def _existing(sample: Sequence[Values], candidate: str) -> list[str]:
+def existing(sample: Sequence[Values], candidate: str) -> list[str]:
     """Columns of this name, in any case, that are filled somewhere."""
     if "." in candidate:
-        return [candidate] if _filled(sample, candidate) else []
+        return [candidate] if filled(sample, candidate) else []
     names = dict.fromkeys(name for row in sample for name in row if name.lower() == candidate)
-    return [name for name in names if _filled(sample, name)]
+    return [name for name in names if filled(sample, name)]
 
 
-def _filled(sample: Sequence[Values], name: str) -> bool:
+def filled(sample: Sequence[Values], name: str) -> bool:
+    """Whether any row has a value there."""
     return any(value_at(row, name) not in (None, "", []) for row in sample)
 
 
@@ -227,10 +242,11 @@ def _one(sample: Sequence[Values], named: str, candidates: Sequence[str]) -> str
     """The named column, else the first of the candidates that exists; empty for none."""
     if named:
         return "" if named == NOTHING else named
-    return next((name for candidate in candidates for name in _existing(sample, candidate)), "")
+    return next((name for candidate in candidates for name in existing(sample, candidate)), "")
 
 
-def _ends_with_reply(sample: Sequence[Values], name: str) -> bool:
+def ends_with_reply(sample: Sequence[Values], name: str) -> bool:
+    """Whether most of the conversations in a column end with a message of the assistant."""
     last = [value[-1] for row in sample if isinstance(value := value_at(row, name), list) and value]
     roles = [turn.get("role", turn.get("from")) for turn in last if isinstance(turn, Mapping)]
     return bool(roles) and sum(role in ("assistant", "gpt") for role in roles) * 2 > len(roles)

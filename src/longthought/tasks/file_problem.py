@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
 from typing import Any, Final
 
+from longthought.tasks.cells import ROLES, UnfitRow, check_unicode, kind_of, refuse_messages_as_text, text_of
 from longthought.tasks.fields import Columns, Values, same, value_at
 from longthought.tasks.file_rows import MAX_ROW
 
-_ROLES: Final[Mapping[str, str]] = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "human": "user",
-    "gpt": "assistant",
-}
 _SPLITS: Final[Mapping[str, str]] = {
     "train": "train",
     "training": "train",
@@ -30,19 +23,10 @@ _SPLITS: Final[Mapping[str, str]] = {
     "test": "test",
     "testing": "test",
 }
-_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]""")
 _MARKS = {"hashes": "####", "boxed": "a closed \\boxed"}
 _MAX_ID = 200
 
 NO_ID: Final = "do without ids by id=-, or name another column"
-
-
-class UnfitRow(Exception):
-    """A row that is no problem: ``reason`` is one of few, ``detail`` says what it was."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +79,7 @@ def _gold(value: Any, columns: Columns, info: dict[str, str]) -> str:
         raise UnfitRow("answer is true or false", 'write it as the text that a reply should hold, such as "yes"')
     if isinstance(value, int | float | Decimal):
         return number_text(value)
-    text = _text(value, "answer")
+    text = text_of(value, "answer")
     gold = (columns.gold(text) or "").strip()
     if not gold:
         raise UnfitRow(f"answer without {_MARKS[columns.take]}", f"it ends with {text[-60:]!r}")
@@ -107,9 +91,8 @@ def _gold(value: Any, columns: Columns, info: dict[str, str]) -> str:
 def _messages(value: Any, column: str, info: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """The turns of a prompt. A reply that ends a {from, value} conversation is put into ``info["demonstration"]``."""
     if not isinstance(value, list):
-        text = _text(value, "prompt")
-        if _MESSAGES_AS_TEXT.match(text):
-            raise UnfitRow("messages written as text", f"{column} must be a list; store it in .jsonl or .parquet")
+        text = text_of(value, "prompt")
+        refuse_messages_as_text(text, column)
         return (("user", text),)
     if not value:
         raise UnfitRow("missing prompt", f"{column} is an empty list")
@@ -125,42 +108,26 @@ def _messages(value: Any, column: str, info: dict[str, str]) -> tuple[tuple[str,
 
 def _turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
-        raise UnfitRow("wrong type", f"message {number} is {_kind(turn)} where {{role, content}} is needed")
+        raise UnfitRow("wrong type", f"message {number} is {kind_of(turn)} where {{role, content}} is needed")
     names = ("from", "value") if "from" in turn else ("role", "content")
     further = [key for key, value in turn.items() if key not in names and value is not None]
     if further:
         raise UnfitRow("a message with further keys", f"message {number}: {', '.join(map(str, further))}")
     role = turn.get(names[0])
-    if not isinstance(role, str) or role not in _ROLES:
-        raise UnfitRow("unknown role", f"message {number}: {role!r}; known are {', '.join(_ROLES)}")
-    return _ROLES[role], _text(turn.get(names[1]), f"content of message {number}")
-
-
-def _text(value: Any, what: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise UnfitRow(f"missing {what}")
-    if not isinstance(value, str):
-        raise UnfitRow("wrong type", f"{what} is {_kind(value)} where text is needed")
-    _check_unicode(value, what)
-    return value
-
-
-def _check_unicode(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UnfitRow("no valid Unicode", f"{what} holds half a surrogate pair at {error.start + 1}") from None
+    if not isinstance(role, str) or role not in ROLES:
+        raise UnfitRow("unknown role", f"message {number}: {role!r}; known are {', '.join(ROLES)}")
+    return ROLES[role], text_of(turn.get(names[1]), f"content of message {number}")
 
 
 def _info(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    _check_unicode(text, "info")
+    check_unicode(text, "info")
     return text
 
 
 def _id(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UnfitRow("missing id" if value is None else "wrong type", f"id is {_kind(value)}; {NO_ID}")
+        raise UnfitRow("missing id" if value is None else "wrong type", f"id is {kind_of(value)}; {NO_ID}")
     text = str(value).strip()
     if not text or len(text) > _MAX_ID or not text.isprintable():
         raise UnfitRow("unusable id", f"{text[:60]!r}: 1 to {_MAX_ID} printable characters are needed")
@@ -174,8 +141,3 @@ def _split(value: Any) -> str:
             "unknown split", f"{value!r:.60}; known are {', '.join(_SPLITS)}; ignore the column with split=-"
         )
     return name
-
-
-def _kind(value: Any) -> str:
-    names = {"list": "a list", "dict": "an object", "NoneType": "absent", "bool": "true or false", "str": "text"}
-    return names.get(type(value).__name__, f"a value of type {type(value).__name__}")

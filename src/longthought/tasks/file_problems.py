@@ -8,20 +8,21 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b, sha256
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from longthought.core.errors import DataError, SettingsError
+from longthought.tasks.cells import UnfitRow
 from longthought.tasks.fields import Columns, Fields, columns_of
-from longthought.tasks.file_problem import NO_ID, Stated, UnfitRow, stated
-from longthought.tasks.file_rows import BadRow, Row, read_rows
+from longthought.tasks.file_problem import NO_ID, Stated, stated
+from longthought.tasks.file_rows import BadRow, BadRows, Row, read_rows
 from longthought.tasks.splits import SPLITS
 
 _SAMPLE = 100  # rows from which the columns are told
-_SHOWN = 20  # bad rows that an error lists
+_ADVICE = 'Mend them, or leave them out with problems.bad=skip (in Python: Reading(bad="skip")).'
 _HASHED = "files"  # one key for all files: a problem is in the same split of whichever file it stands in
 _NO_WORD = re.compile(r"[\W_]+")
 _FIRST_TEST = 0.05  # where ``splits.split_of`` has the border of dev and test
@@ -151,30 +152,6 @@ def gather(sources: Sequence[Source], reading: Reading) -> Problems:
     return gathering.finished()
 
 
-@dataclass
-class _Bad:
-    """Rows that cannot be used: all counted, the first ones in full."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, path: Path, row: BadRow) -> None:
-        self.counts[row.reason] += 1
-        if len(self.lines) < _SHOWN:
-            self.lines.append(f"{path}:{row.place}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
-
-    @property
-    def summary(self) -> str:
-        return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
-
-    def refusal(self) -> DataError:
-        total = self.counts.total()
-        rest = [f"… and {total - len(self.lines):,} more"] if total > len(self.lines) else []
-        heading = f"{total:,} {'row' if total == 1 else 'rows'} cannot be used ({self.summary}):"
-        advice = 'Mend them, or leave them out with problems.bad=skip (in Python: Reading(bad="skip")).'
-        return DataError("\n".join([heading, *(f"  {line}" for line in [*self.lines, *rest]), advice]))
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """The first row with a prompt: its number among the problems, what it answers, and where it stands."""
@@ -190,7 +167,7 @@ class _Gathering:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._problems = Problems()
-        self._bad = _Bad()
+        self._bad = BadRows()
         self._duplicates = 0
         self._seen: dict[bytes, _Seen] = {}
         self._ids: dict[str, str] = {}
@@ -210,7 +187,7 @@ class _Gathering:
             for row in first:
                 assert isinstance(row, BadRow)
                 self._bad.add(source.path, row)
-            raise self._bad.refusal()
+            raise self._bad.refusal(_ADVICE)
         columns = columns_of(source.path, sample, self._reading.fields)
         self._problems.columns[source.path] = columns
         for row in chain(first, rows):
@@ -251,7 +228,7 @@ class _Gathering:
         """The problems, divided. Raises ``DataError`` where bad rows are refused, or nothing is left."""
         bad, problems = self._bad, self._problems
         if bad.counts and self._reading.bad == "refuse":
-            raise bad.refusal()
+            raise bad.refusal(_ADVICE)
         problems.skipped = dict(bad.counts)
         if bad.counts:
             more = f", and {len(self._contradicted):,} that they contradict" if self._contradicted else ""
@@ -260,7 +237,7 @@ class _Gathering:
             problems.notes.append(f"{self._duplicates:,} exact duplicates dropped")
         self._divide()
         if not any(problems.splits.values()):
-            raise bad.refusal()
+            raise bad.refusal(_ADVICE)
         problems.seal()
         return problems
 

@@ -10,8 +10,9 @@ import csv
 import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -25,6 +26,7 @@ MAX_ROW: Final = 8 << 20
 
 _CHUNK = 1 << 16
 _PARQUET_BATCH = 256
+_SHOWN = 20  # bad rows that an error lists
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
@@ -45,11 +47,40 @@ class BadRow:
     detail: str = ""
 
 
+@dataclass
+class BadRows:
+    """Rows that cannot be used: all counted, the first ones in full."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, path: Path | str, row: BadRow) -> None:
+        """Count a row of a file."""
+        self.counts[row.reason] += 1
+        if len(self.lines) < _SHOWN:
+            self.lines.append(f"{path}:{row.place}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
+
+    @property
+    def summary(self) -> str:
+        """How many there are for every reason, most first."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
+
+    def refusal(self, advice: str) -> DataError:
+        """The error that lists them; ``advice`` says what to do."""
+        total = self.counts.total()
+        rest = [f"… and {total - len(self.lines):,} more"] if total > len(self.lines) else []
+        heading = f"{total:,} {'row' if total == 1 else 'rows'} cannot be used ({self.summary}):"
+        return DataError("\n".join([heading, *(f"  {line}" for line in [*self.lines, *rest]), advice]))
+
+
 Rows: TypeAlias = Iterator[Row | BadRow]
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of a file, by its extension. Raises ``DataError`` where the file as a whole cannot be read."""
+def read_rows(path: Path, of: str = "problems") -> Rows:
+    """The rows of a file, by its extension. Raises ``DataError`` where the file as a whole cannot be read.
+
+    of: what the rows are, for the errors.
+    """
     readers: dict[str, Callable[[Path], Rows]] = {
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
@@ -60,11 +91,11 @@ def read_rows(path: Path) -> Rows:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: files of problems end in {', '.join(readers)}, not in {path.suffix!r}")
+        raise DataError(f"{path}: files of {of} end in {', '.join(readers)}, not in {path.suffix!r}")
     try:
         yield from reader(path)
     except FileNotFoundError as error:
-        raise DataError(f"there is no file of problems {path}") from error
+        raise DataError(f"there is no file of {of} {path}") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

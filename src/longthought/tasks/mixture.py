@@ -71,7 +71,7 @@ class Mixture:
 
     def draw(self, index: int) -> tuple[int, int]:
         """The part that is asked at ``index``, and how often it was asked before."""
-        order, before, counts = _schedule(tuple(weight for _, weight in self.parts), self.seed)
+        order, before, counts = draws(tuple(weight for _, weight in self.parts), self.seed)
         period, place = divmod(index, len(order))
         part = order[place]
         return part, period * counts[part] + before[place]
@@ -102,7 +102,7 @@ class Mixture:
 
 
 @lru_cache(maxsize=64)
-def _schedule(weights: tuple[float, ...], seed: int) -> tuple[array[int], array[int], list[int]]:
+def draws(weights: tuple[float, ...], seed: int) -> tuple[array[int], array[int], list[int]]:
     """One period: the part of every draw, how often that part was drawn before in it, and the draws of every part.
 
     Of the parts that may be drawn without getting ahead of their share, the one is drawn that would soonest fall

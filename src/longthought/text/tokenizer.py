@@ -87,7 +87,7 @@ class Tokenizer:
         return cls(backend, special)
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int, special: Sequence[str]) -> Tokenizer:
+    def train(cls, texts: Iterable[str], size: int, special: Sequence[str], tags: Sequence[str] = ()) -> Tokenizer:
         """Byte pairs merged by frequency in a corpus: any text is encoded, and decoded to what it was.
 
         The first ids are ``<pad>`` and ``special``, the next 256 the bytes; digits are tokens of their own. The same
@@ -95,12 +95,14 @@ class Tokenizer:
 
         Args:
             size: number of token ids. A corpus too small for so many merges gives fewer.
+            tags: further markup, which is not special: decoders of other people show it, such as ``<think>``. The last
+                ids are theirs.
 
         Raises:
             DataError: ``size`` leaves no room for the bytes, a special token is empty or named twice, or a text holds
                 half of a surrogate pair.
         """
-        reserved = [PADDING, *special]
+        reserved = [PADDING, *special, *tags]
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if len(set(reserved)) < len(reserved) or not all(token.strip() for token in reserved):
             raise DataError(
@@ -116,12 +118,13 @@ class Tokenizer:
         backend.train_from_iterator(
             map(_whole, texts),
             trainers.BpeTrainer(
-                vocab_size=size,
-                special_tokens=[AddedToken(token, special=True, normalized=False) for token in reserved],
+                vocab_size=size - len(tags),
+                special_tokens=[AddedToken(token, special=True, normalized=False) for token in (PADDING, *special)],
                 initial_alphabet=alphabet,
                 show_progress=False,
             ),
         )
+        backend.add_tokens([AddedToken(token, normalized=False) for token in tags])
         return cls(backend, special)
 
     @cached_property
@@ -250,7 +253,7 @@ class Tokenizer:
         return tuple(whole[: next(starts, 0)])
 
     @cached_property
-    def _closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether a word that the vocabulary lacks has no tokens at all."""
         return isinstance(self._backend.model, models.WordLevel)
 
@@ -262,12 +265,12 @@ class Tokenizer:
 
     def _check(self, text: str, encoding: Encoding, refused: Set[int | None]) -> None:
         """Refuse words outside a closed vocabulary, and plain text of which the model makes a token in ``refused``."""
-        refused = refused | {self._unknown} if self._closed else refused - {self._unknown}
+        refused = refused | {self._unknown} if self.is_closed else refused - {self._unknown}
         where = [text[slice(*span)] for i, span in zip(encoding.ids, encoding.offsets) if i in refused]
         if not where:
             return
         named = ", ".join(map(repr, dict.fromkeys(where)))
-        if self._closed:
+        if self.is_closed:
             kind = f"its vocabulary is closed ({self.size} words, see {TOKENIZER})"
         else:
             kind = "its vocabulary makes a special token of it"
