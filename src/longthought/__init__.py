@@ -39,6 +39,7 @@ _PLACES: Final = {
     "runs.run": ("Run",),
     "models.lora": ("LoRA",),
     "stages.rl": ("RL",),
+    "stages.sft": ("SFT",),
     "stages.method": ("Method", "Critic", "KLReward", "Refill"),
     "stages.measure": ("Evaluate",),
     "evaluation.evaluate": ("EvaluationSettings", "evaluate", "summarize"),
@@ -48,6 +49,8 @@ _PLACES: Final = {
     "training.schedule": ("Schedule",),
     "tasks.grading": ("Grading",),
     "tasks.files": ("FileTask",),
+    "tasks.examples": ("Examples", "ExampleReading"),
+    "tasks.example_rows": ("ExampleFields",),
     "tasks.file_problems": ("Reading",),
     "tasks.fields": ("Fields",),
     "tasks.mixture": ("Mixture",),
@@ -122,10 +125,14 @@ if TYPE_CHECKING:
     from longthought.stages.method import Method as Method
     from longthought.stages.method import Refill as Refill
     from longthought.stages.rl import RL as RL
+    from longthought.stages.sft import SFT as SFT
     from longthought.tasks.arithmetic import Arithmetic as Arithmetic
     from longthought.tasks.chains import Chains as Chains
     from longthought.tasks.circuits import Circuits as Circuits
     from longthought.tasks.countdown import Countdown as Countdown
+    from longthought.tasks.example_rows import ExampleFields as ExampleFields
+    from longthought.tasks.examples import ExampleReading as ExampleReading
+    from longthought.tasks.examples import Examples as Examples
     from longthought.tasks.fields import Fields as Fields
     from longthought.tasks.file_problems import Reading as Reading
     from longthought.tasks.files import FileTask as FileTask

@@ -183,12 +183,18 @@ def within(task: Task, asked: EvaluationSettings) -> EvaluationSettings:
 
 def base_of(settings: R1ZeroSettings) -> Checkpoint:
     """The model to start from. Raises CheckpointError when there is no such folder."""
-    if not settings.model.is_dir():
+    return model_in(settings.model, settings.template)
+
+
+def model_in(folder: Path, template: str) -> Checkpoint:
+    """The model of a folder, spoken to with a prompt template, if one is named. Raises CheckpointError when there is no
+    such folder."""
+    if not folder.is_dir():
         raise CheckpointError(
-            f"there is no model folder {settings.model}: give one in Hugging Face layout, model=FOLDER; a model of the "
+            f"there is no model folder {folder}: give one in Hugging Face layout, model=FOLDER; a model of the "
             "hub is downloaded before, for example by `hf download NAME --local-dir FOLDER`"
         )
-    return Checkpoint(settings.model, template_of(settings.template))
+    return Checkpoint(folder, template_of(template))
 
 
 def template_of(name: str) -> Template | None:
