@@ -21,7 +21,7 @@ from longthought.models.presets import sized
 from longthought.models.transformer import Prediction, Transformer, initialize
 
 SAMPLES = 8
-BLOCKS = {"knowing": 0.2, "ignorant": 1.0}
+BLOCKS = {"knowing": 0.05, "ignorant": 1.0}
 """What the blocks write into the stream: the less, the more the next token follows from the last one alone."""
 
 

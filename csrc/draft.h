@@ -45,8 +45,9 @@ struct Reply {
     long length = 0;    // of the prompt, without its last token
     long written = 0;
     long drafts = 0;    // proposed for the places behind the next token: the last of ``following``
-    std::vector<int32_t> following;      // of the positions ``start`` … known - 1, and the drafts
+    std::vector<int32_t> following;      // of the last positions before ``known``, and the drafts
     std::vector<float> states, further;  // h^0 of the same positions, and h^k
+    bool current = false;                // whether the modules have computed these positions
 
     long known() const { return length + written; }
     long width() const { return long(following.size()) - drafts; }
@@ -55,7 +56,7 @@ struct Reply {
     // tokens: of the prompt, n + 1.  limit: the most tokens of the reply.
     void begin(const Decoder& d, Read<E>& read, const int32_t* tokens, long n, long limit) {
         segment.reserve(d, limit + d.ahead);
-        prompt = &read, token = tokens[n], length = n, written = drafts = 0;
+        prompt = &read, token = tokens[n], length = n, written = drafts = 0, current = false;
         states = read.states;
         following.assign(tokens + (d.ahead ? read.shared : n) + 1, tokens + n + 1);
     }
@@ -72,8 +73,8 @@ struct Reply {
     // ``count`` tokens were taken after the same number of those rows, whose states are h^0.
     void take(const Decoder& d, const int32_t* tokens, long count, const float* hidden) {
         if (d.ahead) {
-            const long settled = std::max(0L, width() - long(d.ahead) + 1);  // positions that rested on no drafts
-            forget_drafts();
+            const long settled = current ? std::max(0L, width() - long(d.ahead) + 1) : 0;  // rested on no drafts
+            forget_drafts(), current = false;
             following.erase(following.begin(), following.begin() + settled);
             following.insert(following.end(), tokens, tokens + count);
             states.erase(states.begin(), states.begin() + settled * d.width);
@@ -109,15 +110,14 @@ void propose_one(Pass<E>& pass, const Decoder& d, long k, const std::vector<Repl
     for (size_t w = 0; w < who.size(); w++) {
         Reply<E>& reply = *replies[who[w]];
         const float* end = pass.further() + (last[w] + 1) * d.width;
-        reply.further.assign(end - reply.width() * d.width, end);
+        reply.further.assign(end - reply.width() * d.width, end), reply.current = true;
         told(who[w], z + w * d.padded());
     }
 }
 
-// Proposes up to room(i) tokens for reply i.  choose(i, k, logits): the draft of module k, or -1 for none.
+// Proposes up to room(i) tokens for reply i, which has no drafts yet.  choose(i, k, logits): the draft of module k, or -1 for none.
 template <class E, class Room, class Choose>
 void propose(Pass<E>& pass, const Decoder& d, const std::vector<Reply<E>*>& replies, Room room, Choose choose) {
-    for (auto* reply : replies) reply->forget_drafts();
     for (long k = 0; k < d.ahead; k++)
         propose_one(
             pass, d, k, replies, [&](long i) { return replies[i]->drafts == k && room(i) > k; },

@@ -31,7 +31,8 @@ struct Request {
     int64_t* length;     // of every row; 0 until it has ended
     int16_t* prompt_choices;  // the experts of every token that was read (routed layers, K), as ``tokens`` lie and as
     int16_t* choices;         // ``drawn`` does: entry t is of the token that drawn[t] was drawn after; or null
-    int64_t* drafts;     // (2,): how many tokens were drafted, and how many of them drawn; added to, where modules draft
+    int64_t draft_rows;  // where modules draft: drafts are checked in steps of no more rows than this, in one thread
+    int64_t* drafts;     // (2,): how many tokens were drafted, and how many of them drawn; added to
 };
 
 // Called by the thread that asked, with the prompts whose rows have all ended since the last call; not 0: stop.
@@ -181,7 +182,8 @@ private:
             for (auto& slot : slots)
                 if (slot.row >= 0) busy.push_back(&slot), replies.push_back(&slot.reply);
             if (busy.empty()) break;
-            if (d.ahead) draft(busy, replies, pass);
+            for (auto* reply : replies) reply->forget_drafts();
+            if (d.ahead && int64_t(busy.size()) * (1 + d.ahead) <= r.draft_rows) draft(busy, replies, pass);
             for (auto* slot : busy)
                 slot->reply.rows(d, d.noted(r.choices, r.start[slot->row] + slot->reply.written), rows);
             float* z = pass.run(rows.data(), long(rows.size()), true);

@@ -11,6 +11,7 @@ import torch
 
 from conftest import tiny_model
 from longthought.core.types import Completion, Finish, SamplingParams, TokenIds
+from longthought.engine import native
 from longthought.engine.draft import Drafts
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.models.kernels import library
@@ -18,13 +19,19 @@ from longthought.models.parts import Experts, Latent
 from longthought.models.precision import Precision
 from longthought.models.transformer import Prediction, Transformer
 
-pytestmark = pytest.mark.usefixtures("served")
+pytestmark = pytest.mark.usefixtures("served", "always")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 in_both = pytest.mark.parametrize("precision", PRECISIONS)
 depths = pytest.mark.parametrize("depth", [1, 2, 3])
 READ_AT_ONCE = 96  # tokens of a prompt, see ``Pass.read``
 LATENT = Latent(kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
 EXPERTS = Experts(6, 2, 16, 1, dense_layers=(0,))
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts in all steps, not only in those of few rows."""
+    monkeypatch.setattr(native, "_DRAFTED", 10**6)
 
 
 def tokens(length: int) -> TokenIds:
@@ -75,6 +82,24 @@ def same_bits(found: list[list[Completion]], expected: list[list[Completion]]) -
         return False
     pairs = [(one.routing, other.routing) for one, other in zip(all_of(found), all_of(expected))]
     return all((one is None and other is None) or np.array_equal(one, other) for one, other in pairs)
+
+
+@in_both
+@pytest.mark.parametrize("rules", [{}, {"top_p": 0.9999}], ids=["plain", "top_p"])
+def test_drafts_begin_when_few_rows_are_left(
+    precision: Precision, rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The modules then compute all that they have not seen: what is drafted late is no worse."""
+    model, params = friends(1), replace(PARAMS, stop_tokens=(2, 5, 11), **rules)
+    expected = engine(model, precision, draft=False).sample(PROMPTS, params)
+    rates = []
+    for drafted in (10**6, 10):
+        monkeypatch.setattr(native, "_DRAFTED", drafted)
+        drafting = engine(model, precision)
+        assert drafting.sample(PROMPTS, params) == expected
+        rates.append(drafting.drafts)
+    assert rates[0].proposed > rates[1].proposed > 0
+    assert rates[1].rate > 0.6 * rates[0].rate
 
 
 @in_both

@@ -31,6 +31,7 @@ from longthought.models.transformer import Transformer
 _TALL = 6  # rows of the core's tallest tile: waves are a multiple of it
 _WIDEST = 30  # rows of a wave
 _STREAMED = 60  # the same, where the weights do not fit into the cache and every step reads them from memory
+_DRAFTED = _TALL  # rows of a step up to which drafts are checked: further ones cost as much as they can save
 _SHARE = 1 / 3  # of the last cache, for weights, keys and values; other programs use it, too
 _USUAL = 16 * 2**20  # bytes of a last cache that does not tell its size
 _FULL = "no memory is left for the keys and values of the replies: fewer slots, or shorter replies"
@@ -46,7 +47,9 @@ class _Request(Structure):
         ("temperature", c_float),
         ("threads", c_int32),
         ("wave", c_int32),
-        *((name, c_void_p) for name in ("drawn", "logprobs", "start", "length", "prompt_choices", "choices", "drafts")),
+        *((name, c_void_p) for name in ("drawn", "logprobs", "start", "length", "prompt_choices", "choices")),
+        ("draft_rows", c_int64),
+        ("drafts", c_void_p),
     ]
 
 
@@ -186,7 +189,9 @@ def generate(
         threads,
         wave,
         *map(at, (replies.drawn, replies.logprobs, start, replies.lengths)),
-        *map(at, (replies.prompt_choices, replies.choices, drafts)),
+        *map(at, (replies.prompt_choices, replies.choices)),
+        _DRAFTED,
+        at(drafts),
     )
     status = _run(decoder, request, lambda number: finished(number, replies.of(number)))
     if status == _NO_MEMORY:
@@ -308,12 +313,12 @@ class NativeSteps:
 
 
 class NativeDraftSteps(NativeSteps):
-    """Steps of 1 + D tokens for every slot, as ``draft.DraftSteps``."""
+    """Steps of up to 1 + D tokens for every slot, as ``draft.DraftSteps``; with many slots, of one token."""
 
     def __init__(self, decoder: NativeDecoder, slots: int, capacity: int, threads: int, routing: bool = False) -> None:
         super().__init__(decoder, slots, capacity, threads, routing)
         self.depth = decoder.config.num_nextn_predict_layers
-        self._taken = torch.zeros(slots, dtype=torch.int64, device="cpu")
+        self._threads, self._taken = threads, torch.zeros(slots, dtype=torch.int64, device="cpu")
         self._last: Tensor | None = None
 
     def admit(self, prompts: Sequence[TokenIds], slots: Int64[Tensor, " n"], which: Int64[Tensor, " n"]) -> None:
@@ -328,6 +333,8 @@ class NativeDraftSteps(NativeSteps):
         self._checked("next", slots, tokens[busy], self._taken[busy], len(busy))
         self._taken.zero_()
         self._last = None
+        if -(-len(busy) // self._threads) * (1 + self.depth) > _DRAFTED:
+            return drafts
         for k in range(self.depth):
             logits = torch.zeros(len(busy), self.vocabulary, device="cpu")
             told = torch.zeros(len(busy), dtype=torch.bool, device="cpu")
