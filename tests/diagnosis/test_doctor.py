@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from clinic import GRPO, findings, patient
+from clinic import GRPO, findings, patient, stage
 
+from longthought.algorithms.objective import MultiToken
 from longthought.diagnosis.doctor import checks
 from longthought.diagnosis.finding import Finding, listed, ordered, worst
+from longthought.diagnosis.patient import Patient
 from longthought.models.lora import LoRA
+from longthought.models.parts import Experts, Latent
 from longthought.recipes.methods import Knobs, MethodName, method
 from longthought.stages.method import Method
+from stages.parrot import checkpoint
 
 SLOW = frozenset({"the loop is live", "checkpoint"})  # looked at once below
 MACHINE = frozenset({"native core"})  # depends on its compiler: see tests/models/test_native_build.py
@@ -54,11 +59,21 @@ def test_other_settings_are_healthy(changes: dict, tmp_path: Path) -> None:
     assert unwell(findings(sick, *(checks(sick).keys() - SLOW))) == {}
 
 
+@pytest.mark.parametrize("objective", ["GRPO", "MultiToken"])
+def test_experts_and_modules_that_predict_further_are_healthy(objective: str, tmp_path: Path) -> None:
+    """The modules stay where they are unless the objective trains them."""
+    parts = {"qk_norm": False, "latent": Latent(16, 8, 8, 8), "experts": Experts(4, 2, 16, 1)}
+    policy = checkpoint(tmp_path / "base", noise=0.3, **parts, num_nextn_predict_layers=1).load()
+    chosen = GRPO if objective == "GRPO" else replace(GRPO, objective=MultiToken(GRPO.objective, 0.1))
+    sick = Patient(stage(chosen), policy)
+    found = findings(sick, *(checks(sick).keys() - MACHINE - {"the loop is live"}))
+    assert unwell(found) == {}
+    assert ("no part in the objective" in found["parameters move"].what) == (objective == "GRPO")
+
+
 def test_a_model_without_a_thought(tmp_path: Path) -> None:
     """Matrices that are all zero would hide every fault: noise is put there, and said."""
     import torch
-
-    from longthought.diagnosis.patient import Patient
 
     sick = patient(tmp_path)
     with torch.no_grad():

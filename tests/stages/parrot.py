@@ -37,10 +37,11 @@ class Parrot:
         return Score(float(right), right, {"accuracy": float(right)}, Verdict(float(right), Outcome.GRADED, reply))
 
 
-def checkpoint(folder: Path, seed: int = 0, noise: float = 0.05) -> Checkpoint:
-    """A random model of two narrow layers that knows the words."""
+def checkpoint(folder: Path, seed: int = 0, noise: float = 0.05, **parts: object) -> Checkpoint:
+    """A random model of two narrow layers that knows the words. parts: further settings of its shape."""
     tokenizer = Tokenizer.of_words(WORDS, (BEGIN, USER, ASSISTANT, END))
-    model = Transformer(ModelConfig(tokenizer.size, 32, 48, 2, 4, 2, 8, max_position_embeddings=32))
+    shape: dict[str, object] = {"max_position_embeddings": 32, **parts}
+    model = Transformer(ModelConfig(tokenizer.size, 32, 48, 2, 4, 2, 8, **shape))  # type: ignore[arg-type]
     initialize(model, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

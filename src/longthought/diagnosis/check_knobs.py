@@ -196,7 +196,7 @@ def _pull(method: Method, batch: Batch, now: Tensor) -> list[Tensor]:
     """Loss, and its gradient by log-probs and entropies."""
     logp = torch.where(batch.mask, now, 0.0).requires_grad_()
     entropy = torch.where(batch.mask, 1.0, 0.0).requires_grad_()
-    loss = method.objective(PolicyOutput(logp, entropy), batch).value
+    loss = method.objective(PolicyOutput(logp, entropy, ahead=logp.unsqueeze(-1)), batch).value
     pulled = torch.autograd.grad(loss, (logp, entropy), allow_unused=True)
     return [loss.detach(), *(torch.zeros(()) if part is None else part for part in pulled)]
 

@@ -131,6 +131,7 @@ def _elsewhere(name: str, folder: Path, rows: list[TokenIds], ours: list[Tensor]
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # or it reports what predicts further tokens, which it leaves out
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     with torch.no_grad():
         theirs = [model(torch.tensor([row])).logits[0, :-1] for row in rows]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from longthought.algorithms.objective import MultiToken
 from longthought.core.protocols import Task
 from longthought.core.types import (
     Completion,
@@ -105,10 +106,14 @@ class Patient:
 
     @cached_property
     def small(self) -> RL:
-        """The stage with few, short replies, in which every reply is trained on; the mathematics is the user's."""
+        """The stage with few, short replies, in which every reply is trained on; the mathematics is the user's.
+
+        What trains modules that predict further tokens is left out: it adds to an objective and changes nothing in it.
+        """
         stage, method = self.stage, self.stage.method
         critic = None if method.critic is None else replace(method.critic, pretrain=0)
-        kept: Method = replace(method, filter_truncated=False, refill=None, critic=critic)
+        objective = method.objective.objective if isinstance(method.objective, MultiToken) else method.objective
+        kept: Method = replace(method, objective=objective, filter_truncated=False, refill=None, critic=critic)
         return replace(
             stage,
             method=kept,

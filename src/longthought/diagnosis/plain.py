@@ -28,7 +28,7 @@ class Said(NamedTuple):
 def logits_of(model: Transformer, tokens: TokenIds, start: int) -> Tensor:
     """The logits that predict ``tokens[start:]``, (S − start, V), float32 or wider, with their gradient; start ≥ 1."""
     given = torch.tensor(tokens, dtype=torch.int64, device=model.lm_head.weight.device)
-    hidden = model(given, torch.arange(len(tokens), device=given.device), _attend)
+    hidden = model(given, torch.arange(len(tokens), device=given.device), _Plain())
     logits: Tensor = hidden[start - 1 : -1] @ model.lm_head.weight.T
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -52,10 +52,14 @@ def _column(logits: Tensor, tokens: TokenIds) -> Tensor:
     return torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None]
 
 
-def _attend(layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
-    """Causal attention over one row.  q: (S, H, C), k and v: (S, K, C) → (S, H, C)."""
-    del layer
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = torch.einsum("qhc,khc->hqk", q, k) / q.shape[-1] ** 0.5
-    future = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu(1)
-    return torch.einsum("hqk,khc->qhc", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+class _Plain:
+    """Causal attention over one row.  q: (S, H, C), k: (S, K, C), v: (S, K, C_v) → (S, H, C_v)."""
+
+    keeps = False
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, /) -> Tensor:
+        del layer
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhc,khc->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        future = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu(1)
+        return torch.einsum("hqk,khc->qhc", scores.masked_fill(future, float("-inf")).softmax(-1), v)
