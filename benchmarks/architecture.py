@@ -1,7 +1,8 @@
 """Dense against DeepSeek-V3-style at equal active parameters and equal tokens: loss, balance, cache, speed.
 
-Every case is pretrained on the corpus of the laptop recipe, from scratch, for every seed; then the loss and the load of
-the experts are measured on documents that none of them has read. Runs lie in --out and are not repeated.
+Every case is pretrained on the corpus of the laptop recipe, from scratch; the learning rate of the matrices is the best
+of --rates for the first seed, and then the other seeds follow. Loss and load of the experts are measured on documents
+that none of them has read. Runs lie in --out and are not repeated.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ FEW = 400  # documents to measure on
 
 
 class Case(NamedTuple):
-    """A shape, and how its experts are balanced."""
+    """A shape, and how its experts are balanced. like: the case whose learning rate it takes; empty: its own best."""
 
     name: str
     change: Callable[[Pretrain], Pretrain]
+    like: str = ""
 
 
 def no_balance(stage: Pretrain) -> Pretrain:
@@ -56,8 +58,8 @@ def no_balance(stage: Pretrain) -> Pretrain:
 CASES = (
     Case("dense", lambda stage: stage),
     Case("V3", lambda stage: replace(stage, arch="deepseek_v3", ahead=1)),
-    Case("V3 without MTP", lambda stage: replace(stage, arch="deepseek_v3", ahead=0)),
-    Case("V3 without balance", lambda stage: no_balance(replace(stage, arch="deepseek_v3", ahead=0))),
+    Case("V3 without MTP", lambda stage: replace(stage, arch="deepseek_v3", ahead=0), "V3"),
+    Case("V3 without balance", lambda stage: no_balance(replace(stage, arch="deepseek_v3", ahead=0)), "V3"),
 )
 
 
@@ -69,21 +71,30 @@ class Script:
 class Seen(NamedTuple):
     """What one run came to. violation: MaxVio over documents that were not read, the mean over layers and the worst."""
 
+    rate: float
+    seed: int
     loss: float
     violation: float
     worst: float
-    seconds: float
 
 
-def pretrained(case: Case, seed: int, options: Any) -> tuple[Checkpoint, Pretrain, float]:
-    """The base of a case; made if it is not there. Seconds: of the training, as the run has noted them."""
-    settings = TinySettings(seed=seed, workers=options.workers, base=Base(width=options.width, steps=options.steps))
-    stage = case.change(pretraining(settings))
-    folder = options.out / f"{case.name.replace(' ', '_')}-{seed}"
+def pretrained(case: Case, seed: int, rate: float, options: Any) -> tuple[Checkpoint, Pretrain]:
+    """The base of a case; made if it is not there."""
+    base = Base(width=options.width, steps=options.steps, muon_lr=rate)
+    stage = case.change(pretraining(TinySettings(seed=seed, workers=options.workers, base=base)))
+    folder = options.out / f"{case.name.replace(' ', '_')}-{rate:g}-{seed}"
     with Run.open(folder, recipe="script", settings=Script(), command=shlex.join(sys.argv), threads=1) as run:
-        began = time.perf_counter()
-        made = run.do("base", stage, None)
-        return made, stage, time.perf_counter() - began
+        return run.do("base", stage, None), stage
+
+
+def measured(case: Case, seed: int, rate: float, options: Any) -> tuple[Seen, Policy, list[TokenIds]]:
+    """What became of it on documents that it has not read."""
+    made, stage = pretrained(case, seed, rate, options)
+    policy = made.load()
+    sequences = unread(stage, policy)
+    loss, loads = look(policy, sequences)
+    violation = balance.maximal_violation(loads) if len(loads) else torch.zeros(1)
+    return Seen(rate, seed, loss, float(violation.mean()), float(violation.max())), policy, sequences
 
 
 def unread(stage: Pretrain, policy: Policy) -> list[TokenIds]:
@@ -147,45 +158,47 @@ def spread(values: list[float], form: str) -> str:
 def main() -> None:
     parser = arguments(__doc__, threads=None, repetitions=None)
     parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=4500, help="optimizer steps of 1,536 tokens (default: 4500)")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of 1,536 tokens (default: 1500)")
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.025, 0.0125, 0.006])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], default=[c.name for c in CASES])
     parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows, measured = [], []
+    rows, everything, best = [], [], {}
     for case in (case for case in CASES if case.name in options.cases):
-        seen: list[Seen] = []
-        for seed in range(options.seeds):
-            made, stage, seconds = pretrained(case, seed, options)
-            policy = made.load()
-            sequences = unread(stage, policy)
-            loss, loads = look(policy, sequences)
-            violation = balance.maximal_violation(loads) if len(loads) else torch.zeros(1)
-            seen.append(Seen(loss, float(violation.mean()), float(violation.max()), seconds))
+        rates = [best[case.like]] if case.like in best else options.rates
+        tried = [measured(case, 0, rate, options) for rate in rates]
+        first = min(tried, key=lambda one: one[0].loss)
+        best[case.name] = first[0].rate
+        others = [measured(case, seed, first[0].rate, options)[0] for seed in range(1, options.seeds)]
+        seen, (_, policy, sequences) = [first[0], *others], first
         trains, samples = speeds(policy, sequences)
-        config: ModelConfig = policy.model.config
-        measured.append(
-            {"case": case.name, "seen": [one._asdict() for one in seen], "train": trains, "sample": samples}
+        everything.append(
+            {"case": case.name, "tried": [one[0]._asdict() for one in tried], "train": trains, "sample": samples}
         )
+        everything[-1]["seen"] = [one._asdict() for one in seen]
+        config: ModelConfig = policy.model.config
+        routed = config.experts is not None
         rows.append(
             (
                 case.name,
                 f"{config.active_parameters():,}",
                 f"{config.parameters():,}",
                 config.cache_numbers,
-                spread([one.loss for one in seen], ".4f"),
-                spread([one.violation for one in seen], ".2f") if len(loads) else "",
-                spread([one.worst for one in seen], ".2f") if len(loads) else "",
+                f"{first[0].rate:g}",
+                spread([one.loss for one in seen], ".3f"),
+                spread([one.violation for one in seen], ".2f") if routed else "",
+                spread([one.worst for one in seen], ".2f") if routed else "",
                 f"{trains:,.0f}",
                 f"{samples:,.0f}",
-                f"{statistics.mean(one.seconds for one in seen):,.0f}",
             )
         )
-    header = ("", "active", "parameters", "cache", "loss", "MaxVio", "worst", "train tok/s", "sample tok/s", "seconds")
+        print(rows[-1], [(one[0].rate, round(one[0].loss, 4)) for one in tried], file=sys.stderr, flush=True)
+    header = ("", "active", "parameters", "cache", "rate", "loss", "MaxVio", "worst", "train tok/s", "sample tok/s")
     table(header, rows)
-    write_json(options.json, options, measured)
+    write_json(options.json, options, everything)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Read ``tiny`` first: it is the whole road. Then ``stages/rl.py`` for what one st
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from longthought.core.errors import SettingsError
 from longthought.engine.engine import EngineSettings
@@ -49,7 +49,7 @@ class Base:
     width: the one dial of the model's size; a multiple of 32.
     steps: optimizer steps.
     tokens_per_step: tokens of one step, at most; no document is read twice.
-    muon_lr: learning rate of the matrices inside the blocks.
+    muon_lr: learning rate of the matrices inside the blocks; none: 0.025, with arch=deepseek_v3 0.0075.
     adam_lr: learning rate of embeddings, head and norms.
     decay: share of the steps, at the end, over which both fall linearly to 0.
     """
@@ -58,7 +58,7 @@ class Base:
     width: int = 96
     steps: int = 4500
     tokens_per_step: int = 1536
-    muon_lr: float = 0.025
+    muon_lr: float | None = None
     adam_lr: float = 8e-3
     decay: float = 0.7
 
@@ -144,6 +144,10 @@ class TinySettings:
             raise SettingsError("rl.reference_every changes nothing without a KL term: set rl.beta, too")
 
 
+_RATES: Final[dict[Architecture, float]] = {"dense": 0.025, "deepseek_v3": 0.0075}
+"""Of Muon. No norm holds queries and keys of latent attention, whose scores outgrow the softmax at the rate of the
+dense model, which has one (docs/deepseek_v3.md)."""
+
 LEXICON = Lexicon(
     rejections=frozenset(word for words in WORDS.values() for word in (words.low, words.high)),
     reflections=frozenset(word for words in WORDS.values() for word in (words.retry, words.check)),
@@ -179,6 +183,7 @@ def task_of(settings: TinySettings) -> Countdown:
 def pretraining(settings: TinySettings) -> Pretrain:
     """The base: a transformer and the corpus that it reads."""
     base, task = settings.base, task_of(settings)
+    rate = _RATES[settings.arch] if base.muon_lr is None else base.muon_lr
     return Pretrain(
         corpus=CountdownWeb(task, base.corpus, settings.seed),
         vocabulary=tuple(vocabulary(task)),
@@ -189,7 +194,7 @@ def pretraining(settings: TinySettings) -> Pretrain:
         seed=settings.seed,
         workers=settings.workers,
         precision=settings.precision,
-        optimizer=MuonAdamW(base.muon_lr, base.adam_lr, schedule=Schedule(warmup=20, decay=base.decay)),
+        optimizer=MuonAdamW(rate, base.adam_lr, schedule=Schedule(warmup=20, decay=base.decay)),
     )
 
 
