@@ -40,6 +40,10 @@ _PLACES: Final = {
     "models.lora": ("LoRA",),
     "stages.rl": ("RL",),
     "stages.sft": ("SFT",),
+    "stages.distillation": ("Distillation",),
+    "stages.rejection_sampling": ("RejectionSampling",),
+    "stages.reward_model": ("RewardModel", "SafetyModel"),
+    "stages.preference_reward": ("PreferenceReward",),
     "stages.method": ("Method", "Critic", "KLReward", "Refill"),
     "stages.measure": ("Evaluate",),
     "evaluation.evaluate": ("EvaluationSettings", "evaluate", "summarize"),
@@ -50,6 +54,7 @@ _PLACES: Final = {
     "tasks.grading": ("Grading",),
     "tasks.files": ("FileTask",),
     "tasks.examples": ("Examples", "ExampleReading"),
+    "tasks.preferences": ("Preferences", "Labels"),
     "tasks.example_rows": ("ExampleFields",),
     "tasks.file_problems": ("Reading",),
     "tasks.fields": ("Fields",),
@@ -119,11 +124,16 @@ if TYPE_CHECKING:
     from longthought.runs.artifacts import Policy as Policy
     from longthought.runs.artifacts import load as load
     from longthought.runs.run import Run as Run
+    from longthought.stages.distillation import Distillation as Distillation
     from longthought.stages.measure import Evaluate as Evaluate
     from longthought.stages.method import Critic as Critic
     from longthought.stages.method import KLReward as KLReward
     from longthought.stages.method import Method as Method
     from longthought.stages.method import Refill as Refill
+    from longthought.stages.preference_reward import PreferenceReward as PreferenceReward
+    from longthought.stages.rejection_sampling import RejectionSampling as RejectionSampling
+    from longthought.stages.reward_model import RewardModel as RewardModel
+    from longthought.stages.reward_model import SafetyModel as SafetyModel
     from longthought.stages.rl import RL as RL
     from longthought.stages.sft import SFT as SFT
     from longthought.tasks.arithmetic import Arithmetic as Arithmetic
@@ -143,6 +153,8 @@ if TYPE_CHECKING:
     from longthought.tasks.paths import Mazes as Mazes
     from longthought.tasks.paths import Paths as Paths
     from longthought.tasks.permutations import Permutations as Permutations
+    from longthought.tasks.preferences import Labels as Labels
+    from longthought.tasks.preferences import Preferences as Preferences
     from longthought.tasks.squares import Squares as Squares
     from longthought.tasks.sudoku import Sudoku as Sudoku
     from longthought.text.templates import TEMPLATES as TEMPLATES

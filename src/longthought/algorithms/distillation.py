@@ -56,7 +56,7 @@ class Distill:
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"imitation"})
+        return frozenset()
 
     @property
     def silent_without_advantage(self) -> bool:

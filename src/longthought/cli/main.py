@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "ask a model, and read how it thinks",
     "report": "write the report of a run, finished or not",
     "traces": "look at the rollouts of a run: what was written, how it was graded, token by token",
+    "lineage": "where the artifacts of a run come from, and whether all of that still holds",
     "verify": "grade a file of answers, and show where two verifiers differ",
     "inspect": "what a model folder holds, and what the model costs: parameters, cache, FLOPs, memory",
     "convert": "write a model folder anew: another type of numbers, other shards, a LoRA merged",

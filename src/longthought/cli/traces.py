@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from longthought.evaluation.trace_query import Id, Listing, Query
     from longthought.evaluation.trace_source import Source
+    from longthought.runs.record import Record
 
 _NUMBERS = ("reward", "advantage", "length")
 _IN_TABLE, _ON_PAGE = 20, 200
@@ -25,7 +27,9 @@ _EPILOG = """conditions on numbers: '>0.5', '<=1', '=0', '0..1', or none (nothin
   longthought traces runs/quickstart --step last --reward '>0.5' --sort length
   longthought traces runs/quickstart --outcome crashed,unparsable --text 'wait.*wait'
   longthought traces runs/quickstart --id 40:3:1 --tokens
-  longthought traces runs/quickstart --step 30..40 --html traces.html"""
+  longthought traces runs/quickstart --step 30..40 --html traces.html
+  longthought traces runs/quickstart --correct yes --finish stop --export right.jsonl"""
+_FILTERS = ("step", *_NUMBERS, "outcome", "finish", "correct", "trained", "problem", "text")
 
 
 def parser() -> Parser:
@@ -57,9 +61,18 @@ def parser() -> Parser:
     add = one.add_argument
     add("--show", type=at_least(1), metavar="N", help="number N of the table in full")
     add("--id", metavar="ID", help="this one in full: step:group:sample, for example 40:3:1")
-    add("--tokens", action="store_true", help="its tokens, too: probability, ratio, clipping, advantage")
+    add(
+        "--tokens",
+        action="store_true",
+        help="its tokens, too: probability, ratio, clipping; in Parquet, ids and log-probs",
+    )
     add("--html", type=Path, metavar="FILE", help="write them to one page that needs no network")
     add("--json", action="store_true", help="print JSON")
+    file = made.add_argument_group("a file of conversations, for training or other tools")
+    add = file.add_argument
+    add("--export", type=Path, metavar="FILE", help="write all that match: .jsonl or .parquet, told by the name")
+    add("--format", choices=("messages", "sharegpt"), help="of a .jsonl file (default: messages)")
+    add("--force", action="store_true", help="replace a file that is there")
     return made
 
 
@@ -72,12 +85,15 @@ def execute(arguments: Namespace) -> int:
 
     query = _query(arguments)
     wanted = Id.parse(arguments.id) if arguments.id is not None else None
-    given = source(Record.read(arguments.run), arguments.stage)
+    record = Record.read(arguments.run)
+    given = source(record, arguments.stage)
     if wanted is not None:
         return _one(given, wanted, arguments)
     listing = look(given.folder, query)
     for damage in listing.damaged:
         _warn(damage)
+    if arguments.export:
+        return _file(given, record, listing, arguments)
     if arguments.html:
         return _page(given, listing, arguments)
     if arguments.show:
@@ -116,19 +132,22 @@ def _refuse_idle(arguments: Namespace) -> None:
         for name, value in vars(arguments).items()
         if value not in (None, False) and (name, value) != ("sort", "step")
     }
-    filters = {"step", *_NUMBERS, "outcome", "finish", "correct", "trained", "problem", "text", "sort", "reverse"}
+    filters = {*_FILTERS, "sort", "reverse"}
     if empty := sorted(name for name in given if not str(getattr(arguments, name)).strip(" ,")):
         raise SettingsError(f"--{empty[0]} is empty: give a value, or leave it out")
     clashes = [
-        ("id", filters | {"show", "limit", "html"}),
-        ("show", {"limit", "html"}),
+        ("id", filters | {"show", "limit", "html", "export"}),
+        ("show", {"limit", "html", "export"}),
+        ("export", {"html", "json"}),
         ("html", {"json", "tokens"}),
         ("json", {"tokens"}),
     ]
     for name, others in clashes:
         if name in given and (idle := sorted(given & others)):
             raise SettingsError(f"--{idle[0]} changes nothing beside --{name}: leave one of them out")
-    if "tokens" in given and not given & {"show", "id"}:
+    if "export" not in given and (idle := sorted(given & {"format", "force"})):
+        raise SettingsError(f"--{idle[0]} changes nothing without --export FILE: leave it out")
+    if "tokens" in given and not given & {"show", "id", "export"}:
         raise SettingsError("--tokens shows one rollout: say which with --show N or --id step:group:sample")
 
 
@@ -173,6 +192,24 @@ def _page(given: Source, listing: Listing, arguments: Namespace) -> int:
 
     told = write_page(given, listing, arguments.limit or _ON_PAGE, arguments.html)
     print(f"{told}\nPage: {arguments.html}")
+    return 0
+
+
+def _file(given: Source, record: Record, listing: Listing, arguments: Namespace) -> int:
+    from longthought.evaluation.trace_export import Export, chosen_format, export
+
+    words = [(f"--{name}", str(value)) for name in _FILTERS if (value := getattr(arguments, name)) is not None]
+    asked = Export(
+        arguments.export,
+        chosen_format(arguments.export, arguments.format),
+        arguments.tokens,
+        shlex.join(word for pair in words for word in pair),
+        arguments.limit,
+        arguments.force,
+    )
+    for line in export(given, record, listing, asked, _warn).lines:
+        print(line)
+    print(f"File: {arguments.export}")
     return 0
 
 

@@ -237,6 +237,17 @@ class Batch(Rows):
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs(Batch):
+    """Rows of two sequences end to end: a prompt with the better reply, then the same prompt with the worse one.
+
+    mask: True on the last token of each, where a reward model is read.  weight: half of the pair's on each.
+    margin: (N,) by which the better reply should be ahead.
+    """
+
+    margin: Tensor = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyOutput:
     """What the policy says about a batch: log-prob and entropy (nats) of every token, (N, T), float32 or wider.
 

@@ -51,9 +51,9 @@ class Divergence:
             return (teacher.exp() * (teacher - student)).sum(-1)
         if self.kind == "reverse":
             return (student.exp() * (student - teacher)).sum(-1)
-        mixed, beta = self._mixed(teacher, student), self._beta
-        ours = (student.exp() * (student - mixed)).sum(-1)
-        return beta * (teacher.exp() * (teacher - mixed)).sum(-1) + (1 - beta) * ours
+        lift, beta = self._lift(teacher, student), self._beta
+        theirs = (teacher.exp() * (teacher - student - lift)).sum(-1)
+        return beta * theirs - (1 - beta) * (student.exp() * lift).sum(-1)
 
     def gradient(self, teacher: Float[Tensor, "s v"], student: Float[Tensor, "s v"]) -> Float[Tensor, "s v"]:
         """∂D/∂z, z the student's logits / T, q = softmax(z), from the logs of p and q.
@@ -68,7 +68,7 @@ class Divergence:
         q = student.exp()
         if self.kind == "forward":
             return q - teacher.exp()
-        ratio = student - (teacher if self.kind == "reverse" else self._mixed(teacher, student))
+        ratio = student - teacher if self.kind == "reverse" else -self._lift(teacher, student)
         slope = q * (ratio - (q * ratio).sum(-1, keepdim=True))
         return slope if self.kind == "reverse" else (1 - self._beta) * slope
 
@@ -76,9 +76,12 @@ class Divergence:
     def _beta(self) -> float:
         return 0.5 if self.beta is None else self.beta
 
-    def _mixed(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """log m."""
-        return torch.logaddexp(teacher + math.log(self._beta), student + math.log1p(-self._beta))
+    def _lift(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """log m − log q, exactly 0 where p = q: with d = log p − log q it is log(1 + β (eᵈ − 1)), which for d > 0 is
+        d + log(1 + (1 − β)(e⁻ᵈ − 1))."""
+        gap, beta = teacher - student, self._beta
+        above, below = gap.clamp(min=0), gap.clamp(max=0)
+        return above + torch.log1p((1 - beta) * torch.expm1(-above)) + torch.log1p(beta * torch.expm1(below))
 
 
 class States(NamedTuple):
@@ -120,7 +123,7 @@ class _Compared(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        out = logp, entropy, distance, agreement = tuple(hidden.new_empty(len(hidden), dtype=wide) for _ in range(4))
+        logp, entropy, distance, agreement = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(4))
         for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
             s, t = _logits(hidden[rows], weight), _logits(other[rows], other_weight)
             logq = s.log_softmax(-1)
@@ -131,7 +134,7 @@ class _Compared(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, targets, other, other_weight)
         ctx.divergence, ctx.chunk = divergence, chunk
         ctx.mark_non_differentiable(entropy, agreement)
-        return out
+        return logp, entropy, distance, agreement
 
     @staticmethod
     @once_differentiable
@@ -158,7 +161,7 @@ class _Compared(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):  # the backward pass must rebuild the same numbers
-        s = hidden.to(weight.dtype) @ weight.T
+        s = hidden @ weight.T
     return s.to(torch.promote_types(s.dtype, torch.float32))
 
 
@@ -181,5 +184,5 @@ def compared(
             f"the student has {len(student.weight):,} tokens and the teacher {len(teacher.weight):,}: distributions "
             "over different vocabularies cannot be compared"
         )
-    other = (teacher.hidden.detach(), teacher.weight.detach())
-    return Said(*_Compared.apply(student.hidden, student.weight, targets, *other, divergence, chunk))
+    own, other = ((states.hidden.to(states.weight.dtype), states.weight) for states in (student, teacher))
+    return Said(*_Compared.apply(*own, targets, *(tensor.detach() for tensor in other), divergence, chunk))

@@ -97,7 +97,7 @@ def write_folder(
 
 def load(config: ModelConfig, path: Path) -> Transformer:
     """Read one safetensors file, in float32. Raises CheckpointError when it is damaged or does not fit the config."""
-    return _load(config, [TensorFile.open(path.parent, path.name, float8=True)], torch.float32)
+    return load_files(config, [TensorFile.open(path.parent, path.name, float8=True)], torch.float32)
 
 
 def load_folder(config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -111,7 +111,7 @@ def load_folder(config: ModelConfig, folder: Path, dtype: torch.dtype = torch.fl
         CheckpointError: a file is missing, damaged or leads out of the folder, the weights are not those of the config,
             or one of them is not finite.
     """
-    return _load(config, open_folder(folder), dtype)
+    return load_files(config, open_folder(folder), dtype)
 
 
 def open_folder(folder: Path) -> list[TensorFile]:
@@ -148,7 +148,8 @@ def compare(config: ModelConfig, files: list[TensorFile]) -> ModelConfig:
     return plan(config, files).config
 
 
-def _load(config: ModelConfig, files: list[TensorFile], dtype: torch.dtype) -> Transformer:
+def load_files(config: ModelConfig, files: list[TensorFile], dtype: torch.dtype) -> Transformer:
+    """As ``load_folder``, from files that are open."""
     source = plan(config, files)
     _refuse_too_large(source, dtype)
     with torch.device("meta"):  # only its tables of angles take memory

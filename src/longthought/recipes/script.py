@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from longthought.runs.artifacts import Checkpoint
-from longthought.runs.run import Run
-from longthought.stages.rl import RL
-from longthought.stages.sft import SFT
+from longthought.runs.run import Made, Run, Stage
+
+_INSIDE: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,21 @@ class Script:
     """The settings of a run that a script made: none. Its stage says what was asked."""
 
 
-def train(stage: RL | SFT, model: Checkpoint | Path | str, out: Path | str) -> Checkpoint:
-    """Run one stage on a model folder, into a run folder. The same call goes on with a run that was stopped, and loads
-    the result of one that is finished.
+def train(stage: Stage[Checkpoint, Made], model: Checkpoint | Path | str, out: Path | str) -> Made:
+    """Run one stage that takes a model on a model folder, into a run folder; returns what it makes.
+
+    The same call goes on with a run that was stopped, and loads the result of one that is finished.
 
     Example: ``trained = train(RL(task, method("grpo")), "my-model", "runs/mine")``, and in the same way
-    ``train(SFT(Examples.read("chats.jsonl")), …)``.
+    ``train(SFT(Examples.read("chats.jsonl")), …)``, ``train(RejectionSampling(task), …)``.
 
     Raises what ``Run.open``, ``Run.do`` and the stage raise.
     """
     base = model if isinstance(model, Checkpoint) else Checkpoint(Path(model))
     command = shlex.join(["python", *sys.argv])
     settings = Script()
+    name = _INSIDE.sub("_", type(stage).__name__).lower()
     with Run.open(
         Path(out), recipe="script", settings=settings, command=command, threads=torch.get_num_threads()
     ) as run:
-        return run.do("sft" if isinstance(stage, SFT) else "rl", stage, base)
+        return run.do(name, stage, base)

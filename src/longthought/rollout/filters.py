@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -26,14 +26,16 @@ _HAN: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U
 _WORD = re.compile(rf"[{_HAN}]|[^\W\d_{_HAN}]+")
 _UNIT = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+|[^\w\s]+")
 _FENCE = re.compile(r"```|^[ \t>]*~~~|<(?:code|pre)\b|\\begin\{(?:verbatim|lstlisting|minted)\}", re.MULTILINE | re.I)
-_NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`"  # code
-    r"|\$\$.*?\$\$|\$[^$\n]+\$|\\\(.*?\\\)|\\\[.*?\\\]"  # maths
-    r"|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
-    r"|\\[A-Za-z]+|</?(?:think|answer)>|https?://\S+",
-    re.DOTALL,
+_OPENING = re.compile(r"(?P<fence>```|~~~)|(?P<line>`|\$(?!\$))|\$\$|\\\(|\\\[|\\begin\{(?P<name>\w{1,20}\*?)\}")
+_CLOSING = {"\\(": "\\)", "\\[": "\\]"}
+_INLINE = 400  # characters of maths or code within a line
+_NO_PROSE = re.compile(r"\\[A-Za-z]+|</?(?:think|answer)>|https?://\S+")
+_MARKUP = re.compile(
+    r"<[|｜][^|｜<>\n]{1,60}[|｜]>|</?s>|<(?:pad|unk|bos|eos|mask|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
-_MARKUP = re.compile(r"<[|｜][^|｜<>\n]{1,60}[|｜]>")  # special tokens of a chat format
+_FUNCTIONS = ("sin", "cos", "tan", "cot", "log", "ln", "lg", "exp", "lim", "max", "min", "mod", "gcd", "lcm", "det")
+_SYMBOLS = frozenset((*_FUNCTIONS, "km", "cm", "mm", "kg", "mg", "ml"))
+_POINTS = 4  # letters of a figure's name, such as ABCD
 _TAGS = re.compile(r"</?answer>")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
@@ -73,7 +75,7 @@ class Uncut:
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """One reasoning that is closed, then a summary; no tokens of a chat format, no characters that nobody can read.
+    """One reasoning that is closed, then a summary; no characters that nobody can read.
 
     reasoning: an empty reasoning will not do.
     answer: the summary states the problem's answer, as it is written there, case and space aside. (A reply that a
@@ -91,8 +93,6 @@ class Readable:
         before, opening, _ = text.partition(OPEN)
         if opening and (before.strip() or CLOSE in before):
             return f"text before {OPEN}"
-        if found := _MARKUP.search(text):
-            return f"holds {found[0]}"
         if any(_is_unreadable(sign) for sign in text):
             return "characters that cannot be read"
         reasoning, summary = split(text)
@@ -106,11 +106,23 @@ class Readable:
 
 
 @dataclass(frozen=True, slots=True)
+class NoMarkup:
+    """No special tokens of a chat format, such as ``<|user|>``: a reply that goes on as somebody else, or is broken."""
+
+    name: str = field(default="markup", init=False)
+
+    def __call__(self, rollout: Rollout, /) -> str | None:
+        found = _MARKUP.search(rollout.text)
+        return f"holds {found[0]}" if found else None
+
+
+@dataclass(frozen=True, slots=True)
 class OneLanguage:
     """At least this share of the words is in the language of the prompt, of the reasoning and of the summary alike.
 
-    Words are those of ``verifiers.language``; code, maths, LaTeX, addresses and single letters (names of quantities)
-    are none, and foreign words of the prompt may be repeated. The language is ``problem.info["language"]``, else that
+    Words are those of ``verifiers.language``. Code, maths, LaTeX and addresses are none; nor are, in other scripts than
+    the prompt's, names of quantities, points, functions and units (n, ABC, sin, km), and what the prompt says itself.
+    The language is ``problem.info["language"]``, else that
     in which the prompt has most words.
     """
 
@@ -227,6 +239,7 @@ class Screened(NamedTuple):
 
 READABLE: Final[tuple[Filter, ...]] = (
     Uncut(),
+    NoMarkup(),
     Readable(),
     OneLanguage(),
     ShortParagraphs(),
@@ -274,7 +287,36 @@ def language_of(problem: Problem) -> str:
 
 def prose(text: str) -> str:
     """Text without code, maths, LaTeX commands, tags and addresses, in one width (NFKC)."""
-    return unicodedata.normalize("NFKC", _NO_PROSE.sub(" ", text))
+    return unicodedata.normalize("NFKC", _NO_PROSE.sub(" ", " ".join(_outside(text))))
+
+
+def _outside(text: str) -> Iterator[str]:
+    """What stands outside of code and maths. Linear in the text: a closing that is missing is looked for once."""
+    position, missing = 0, set[str]()
+    while opening := _OPENING.search(text, position):
+        yield text[position : opening.start()]
+        position = opening.end()
+        closing = f"\\end{{{opening['name']}}}" if opening["name"] else _CLOSING.get(opening[0], opening[0])
+        if opening["line"]:
+            last = min(position + _INLINE, len(text))
+            line_end = text.find("\n", position, last)
+            end = text.find(closing, position, last if line_end < 0 else line_end)
+            if closing == "$" and not _is_formula(text, position, end):
+                continue
+        else:
+            end = -1 if closing in missing else text.find(closing, position)
+        if end >= 0:
+            position = end + len(closing)
+        elif opening["fence"]:
+            return
+        elif not opening["line"]:
+            missing.add(closing)
+    yield text[position:]
+
+
+def _is_formula(text: str, start: int, end: int) -> bool:
+    """Whether dollars are no money, by the rule of pandoc: no space inside of them, no digit after the second."""
+    return end > start and not (text[start].isspace() or text[end - 1].isspace() or text[end + 1 : end + 2].isdigit())
 
 
 @lru_cache(maxsize=1024)
@@ -288,9 +330,9 @@ def _question(problem: Problem) -> str:
 
 
 def _words(text: str, language: str) -> list[str]:
-    """The words of the prose; a single Latin or Greek letter is a word only where it can be one."""
-    latin = "LATIN" in SCRIPTS[language]
-    return [word for word in _WORD.findall(prose(text)) if len(word) > 1 or latin or not _is_symbol(word)]
+    """The words of the prose, without symbols in a script that is not the language's."""
+    found = _WORD.findall(prose(text))
+    return [word for word in found if not _is_symbol(word) or consistency(word, language)]
 
 
 @lru_cache(maxsize=1024)
@@ -299,8 +341,11 @@ def _foreign(text: str, language: str) -> tuple[str, ...]:
     return tuple(word.casefold() for word in words if consistency(word, language) == 0.0)
 
 
-def _is_symbol(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith(("LATIN", "GREEK"))
+@lru_cache(maxsize=65_536)
+def _is_symbol(word: str) -> bool:
+    """Whether a word in Latin or Greek letters may name a quantity, points, a function or a unit."""
+    short = len(word) == 1 or (len(word) <= _POINTS and word.isupper()) or word.casefold() in _SYMBOLS
+    return short and unicodedata.name(word[0], "").startswith(("LATIN", "GREEK"))
 
 
 def _is_unreadable(sign: str) -> bool:

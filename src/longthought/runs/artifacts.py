@@ -80,7 +80,7 @@ class Checkpoint:
         self.verify()
         config = read_json(self.path, CONFIG)
         generation = read_json(self.path, GENERATION) if exists(self.path, GENERATION) else None
-        template = self.template or self._trained_with()
+        template = self.template or self.trained_with()
         renderer = text.load_to_look(self.path, template) if to_look else text.load(self.path, template)
         model = weights.load_folder(ModelConfig.from_hf(config, self.path / CONFIG), self.path, dtype)
         if not isinstance(renderer, TokensOnly) and renderer.tokenizer.largest_id >= model.config.vocab_size:
@@ -101,7 +101,8 @@ class Checkpoint:
             return stated
         return digests(self.path)
 
-    def _trained_with(self) -> Template | None:
+    def trained_with(self) -> Template | None:
+        """The prompt template that ``provenance.json`` states, if any. Raises CheckpointError."""
         stated = self.provenance().get("template")
         if stated is None:
             return None

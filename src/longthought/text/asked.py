@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from longthought.core.errors import DataError
 from longthought.core.types import Message, TokenIds
 from longthought.text.folder import Renderer
-from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer, TokensOnly
 from longthought.text.reasoning import CLOSE, OPEN, split
+from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer, TokensOnly
 
 _SIGNS: Final = (chr(0xE010), chr(0xE011))  # private characters, which no frame holds
 _TRIED = 20  # places at which a system message may end
@@ -32,6 +33,10 @@ class Asked:
         if self._last[0] != ids:
             self._last = (ids, next((one for one in self._candidates(ids) if self._renders(one, ids)), None))
         return self._last[1]
+
+    def text(self, prompt: Sequence[int]) -> str:
+        """The text of a prompt, special tokens shown."""
+        return self._renderer.decode(prompt)
 
     def _candidates(self, ids: TokenIds) -> Iterator[tuple[Message, ...]]:
         if isinstance(self._renderer, PlainRenderer):
@@ -87,7 +92,7 @@ def _turns(renderer: PlainRenderer, ids: TokenIds) -> Iterator[tuple[Message, ..
         return
     messages: list[Message] = []
     starts = [at for at, token in enumerate(ids) if token in (user, assistant)]
-    for start, stop in zip(starts, starts[1:]):
+    for start, stop in pairwise(starts):
         said = ids[start + 1 : stop]
         if ids[start] == user:
             messages.append(Message("user", renderer.decode(said)))
