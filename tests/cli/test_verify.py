@@ -176,6 +176,7 @@ def test_only_the_kinds_asked_for_are_shown(here: Path, capsys: Capture) -> None
         ("free", ["right", "wrong", "right", "wrong"]),
         ("think", ["right", "wrong", "unparsable", "unparsable"]),
         ("think_answer", ["unparsable", "right", "unparsable", "unparsable"]),
+        ("summary", ["unparsable", "right", "unparsable", "unparsable"]),
     ],
 )
 def test_the_answer_is_cut_out_of_a_reply(here: Path, capsys: Capture, form: str, kinds: list[str]) -> None:

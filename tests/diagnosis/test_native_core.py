@@ -37,11 +37,3 @@ def test_what_it_cannot_compute_is_named() -> None:
     assert finding.status == "warn"
     assert finding.what == "cannot compute this model: qk_rope_head_dim=8 is not a multiple of 16"
     assert "PyTorch does it" in finding.why
-
-
-@pytest.mark.usefixtures("served")
-def test_one_use_without_the_other_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_native, "unsupported", lambda _, training: "too wide" if training else "")
-    finding = said(head_dim=16)
-    assert finding.status == "warn"
-    assert finding.what == "is of no use for training: too wide"

@@ -20,7 +20,7 @@ from longthought.models import lora
 from longthought.models.attention import PackedAttention
 from longthought.models.config import ModelConfig
 from longthought.models.kernels import library
-from longthought.models.kernels.packed import unfit_to_decode
+from longthought.models.kernels.packed import unfit
 from longthought.models.parts import Experts, Latent
 from longthought.models.precision import Precision, native
 from longthought.models.rope import YarnScaling
@@ -305,7 +305,7 @@ def test_weights_that_are_not_finite_draw_nothing(precision: Precision) -> None:
 )
 def test_other_sizes_are_pytorchs(changes: Any, name: str) -> None:
     model = model_of("deepseek_v3", **changes)
-    assert unfit_to_decode(model.config) == f"{name} is not a multiple of 16"
+    assert unfit(model.config) == f"{name} is not a multiple of 16"
     assert not engine(model).is_native
     assert len(engine(model).sample(PROMPTS[:2], PARAMS)) == 2
 
@@ -313,4 +313,4 @@ def test_other_sizes_are_pytorchs(changes: Any, name: str) -> None:
 def test_an_odd_head_width_is_no_matter_where_it_is_made_of_two() -> None:
     config = ModelConfig(23, 32, 48, latent=replace(LATENT, qk_nope_head_dim=48), qk_norm=False)
     assert config.head_dim == 64
-    assert unfit_to_decode(config) == ""
+    assert unfit(config) == ""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -16,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stage_runs import check_kills, go, metrics, run_alone, weights
 from torch import Tensor
 
 from conftest import tiny_model
@@ -29,14 +26,10 @@ from longthought.models.lora import LoRA
 from longthought.models.presets import sized
 from longthought.models.teacher_head import Divergence
 from longthought.models.transformer import Transformer, initialize
-from longthought.recipes.script import Script
 from longthought.runs.artifacts import Checkpoint, Policy
-from longthought.runs.place import Place
-from longthought.runs.run import Run
-from longthought.runs.settings import fingerprint_of
 from longthought.stages.distillation import Distillation
 from longthought.stages.distillation_rows import Prompts, planned, sampled
-from longthought.stages.pretrain_held_out import HeldOut
+from longthought.stages.held_out import HeldOut
 from longthought.stages.sft import SFT
 from longthought.tasks.examples import Examples
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
@@ -100,19 +93,6 @@ def deepseek_v3(path: Path, name: str, seed: int) -> Checkpoint:
     return save(path / name, model)
 
 
-def distill(stage: Distillation | SFT, given: Checkpoint, path: Path) -> Checkpoint:
-    with Place(path) as place:
-        return stage.run(given, place)
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    return checkpoint.load().model.state_dict()
-
-
 def logits(model: Transformer, ids: Sequence[int]) -> Tensor:
     """What is said before every token but the first, (T - 1, V), float64."""
     attend = PackedAttention([len(ids)])
@@ -142,7 +122,7 @@ def test_the_loss_is_one_mean_over_the_step(
     stage = Distillation(
         pair[1], examples, alpha=0.3, temperature=1.5, epochs=1, weighting=weighting, learner=learner, quiet=True
     )
-    distill(stage, pair[0], tmp_path / "run")
+    run_alone(stage, pair[0], tmp_path / "run")
     each = by_hand(pair, examples, 0.3, 1.5)
     wanted = torch.cat(each).mean() if weighting is token_mean else torch.stack([one.mean() for one in each]).mean()
     (first,) = metrics(tmp_path / "run")
@@ -155,7 +135,7 @@ def test_the_loss_is_one_mean_over_the_step(
 def test_who_starts_as_the_teacher_has_nothing_to_learn(kind: Any, tmp_path: Path, computed_by: str) -> None:
     given = student(tmp_path)
     stage = Distillation(given, sums(8), alpha=1.0, divergence=kind, epochs=1, on_policy=0.5, **SMALL)
-    distill(stage, given, tmp_path / "run")
+    run_alone(stage, given, tmp_path / "run")
     for line in metrics(tmp_path / "run"):
         assert abs(line["kl"]) < 1e-6
         assert line["grad_norm"] < 1e-6
@@ -186,7 +166,7 @@ def test_a_teacher_says_more_than_its_traces(tmp_path: Path) -> None:
     """About 200 replies that the teacher has sampled, the same steps, with and without its distributions: a
     quarter to a third of the held-out KL over three seeds, and at most half of it here."""
     both: dict[str, Any] = {"examples_per_step": 10, "lr": 1e-2, "learner": WIDE, "quiet": True}
-    told = distill(
+    told = run_alone(
         SFT(choices(400, seed=0), epochs=4, **{**both, "examples_per_step": 20}),
         teacher(tmp_path),
         tmp_path / "teacher run",
@@ -196,14 +176,14 @@ def test_a_teacher_says_more_than_its_traces(tmp_path: Path) -> None:
     given = student(tmp_path, num_hidden_layers=1)
     soft = Distillation(told, examples, alpha=1.0, temperature=1.0, epochs=10, **both)
     taught, alone = (
-        distill(stage, given, tmp_path / name)
+        run_alone(stage, given, tmp_path / name)
         for stage, name in ((soft, "soft"), (SFT(examples, epochs=10, **both), "hard"))
     )
     assert taught.provenance()["steps"] == alone.provenance()["steps"]
     found = {}
     for name, checkpoint in (("soft", taught), ("hard", alone)):
         measured = Distillation(told, examples, steps=1, **both)
-        distill(measured, checkpoint, tmp_path / f"{name} measured")
+        run_alone(measured, checkpoint, tmp_path / f"{name} measured")
         found[name] = metrics(tmp_path / f"{name} measured")[0]
     assert found["soft"]["held_out_kl"] < 0.5 * found["hard"]["held_out_kl"]
     assert found["soft"]["held_out_kl"] == pytest.approx(metrics(tmp_path / "soft")[-1]["held_out_kl"], abs=1e-6)
@@ -213,7 +193,7 @@ def test_the_teacher_is_not_touched(tmp_path: Path, computed_by: str) -> None:
     given, told = student(tmp_path), teacher(tmp_path)
     files = {file.name: file.read_bytes() for file in told.path.iterdir()}
     stage = Distillation(told, sums(12), on_policy=0.5, lr=1e-2, **SMALL)
-    trained = distill(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     assert {file.name: file.read_bytes() for file in told.path.iterdir()} == files
     assert stage.teacher == told
     assert any(not torch.equal(tensor, weights(given)[name]) for name, tensor in weights(trained).items())
@@ -226,7 +206,7 @@ def test_other_architectures_learn_from_each_other(pair: str, tmp_path: Path, co
     given = student(tmp_path) if pair.startswith("dense") else deepseek_v3(tmp_path, "student", 1)
     told = deepseek_v3(tmp_path, "teacher", 2) if pair.startswith("dense") else teacher(tmp_path)
     stage = Distillation(told, sums(16), alpha=1.0, temperature=1.0, epochs=6, lr=1e-2, on_policy=0.25, **SMALL)
-    distill(stage, given, tmp_path / "run")
+    run_alone(stage, given, tmp_path / "run")
     first, *_, last = metrics(tmp_path / "run")
     assert last["kl"] < 0.5 * first["kl"]
     assert first["kl"] > 0.05
@@ -235,8 +215,8 @@ def test_other_architectures_learn_from_each_other(pair: str, tmp_path: Path, co
 def test_two_processes_learn_the_same(tmp_path: Path) -> None:
     given, told = student(tmp_path), teacher(tmp_path)
     stage = Distillation(told, sums(20, held_out=0.3), lr=1e-3, on_policy=0.5, epochs=1, **SMALL)
-    one = distill(stage, given, tmp_path / "one")
-    two = distill(replace(stage, workers=2), given, tmp_path / "two")
+    one = run_alone(stage, given, tmp_path / "one")
+    two = run_alone(replace(stage, workers=2), given, tmp_path / "two")
     for name, tensor in weights(one).items():
         torch.testing.assert_close(tensor, weights(two)[name], atol=1e-5, rtol=1e-4)
     first, second = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -260,7 +240,7 @@ def test_a_student_learns_on_its_own_replies(tmp_path: Path, computed_by: str) -
         held_out=HeldOut(every=10, documents=20),
         **{**SMALL, "examples_per_step": 8},
     )
-    trained = distill(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     before, *steps = metrics(tmp_path / "run")
     assert [line["step"] for line in steps if "held_out_kl" in line] == [10, 20, 30]
     assert steps[-1]["held_out_kl"] < 0.7 * before["held_out_kl"]
@@ -273,7 +253,7 @@ def test_a_student_learns_on_its_own_replies(tmp_path: Path, computed_by: str) -
 def test_on_own_replies_to_examples_the_likelihood_is_left_out(tmp_path: Path) -> None:
     given, told = student(tmp_path), teacher(tmp_path)
     stage = Distillation(told, sums(8), alpha=0.5, temperature=1.0, on_policy=0.5, epochs=1, **SMALL)
-    distill(stage, given, tmp_path / "run")
+    run_alone(stage, given, tmp_path / "run")
     for line in metrics(tmp_path / "run"):
         assert line["ce"] > 0
         assert 0.5 * line["kl"] < line["loss"] < 0.5 * line["kl"] + 0.5 * line["ce"]
@@ -285,7 +265,7 @@ def test_what_is_held_out_is_measured_the_same_way_whatever_is_learned(tmp_path:
     stage = Distillation(
         pair[1], examples, divergence="jsd", beta=0.2, temperature=3.0, held_out=HeldOut(every=5, documents=7), **SMALL
     )
-    trained = distill(stage, pair[0], tmp_path / "run")
+    trained = run_alone(stage, pair[0], tmp_path / "run")
     logged = {line["step"]: line for line in metrics(tmp_path / "run") if "held_out_kl" in line}
     last = max(logged)
     assert set(logged) == {0, last, *range(5, last, 5)}
@@ -308,7 +288,7 @@ def test_a_lora_learns_beside_frozen_weights(tmp_path: Path) -> None:
     stage = Distillation(
         told, sums(16), alpha=1.0, epochs=4, lr=2e-2, adapter=LoRA(rank=4), on_policy=0.5, save_every=100, **SMALL
     )
-    trained = distill(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     logged = metrics(tmp_path / "run")
     assert logged[-1]["kl"] < 0.8 * logged[0]["kl"]
     before, after = weights(given), weights(trained)
@@ -372,34 +352,35 @@ def test_another_vocabulary_is_refused(words: Sequence[str], more: int, told: st
     size = renderer(words).tokenizer.size
     other = save(tmp_path / "teacher", tiny_model(vocab_size=size + more), words)
     with pytest.raises(SettingsError, match=told) as refused:
-        distill(Distillation(other, sums(4), quiet=True), student(tmp_path), tmp_path / "run")
+        run_alone(Distillation(other, sums(4), quiet=True), student(tmp_path), tmp_path / "run")
     assert "need the same vocabulary" in str(refused.value)
 
 
 def test_the_context_is_that_of_both(tmp_path: Path) -> None:
     given, told = student(tmp_path), teacher(tmp_path, max_position_embeddings=8)
-    with pytest.raises(DataError, match="longer than the context: 9 tokens, of which 8 fit"):
-        distill(Distillation(told, sums(20), quiet=True), given, tmp_path / "run")
+    with pytest.raises(DataError, match="longer than the context: 9 tokens, of which 8 fit") as refused:
+        run_alone(Distillation(told, sums(20), quiet=True), given, tmp_path / "run")
+    assert 'Distillation(…, long="skip")' in str(refused.value)
     with pytest.raises(SettingsError, match="context=9: from 2 to the 8 tokens that both models read"):
-        distill(Distillation(told, sums(4), context=9, quiet=True), given, tmp_path / "run")
+        run_alone(Distillation(told, sums(4), context=9, quiet=True), given, tmp_path / "run")
     stage = Distillation(told, sums(20), on_policy=1.0, long="skip", steps=2, **SMALL)
-    distill(stage, given, tmp_path / "cut")
+    run_alone(stage, given, tmp_path / "cut")
     assert all(line["reply_tokens"] <= 2 for line in metrics(tmp_path / "cut"))
 
 
 def test_a_missing_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no folder"):
-        distill(Distillation(tmp_path / "nobody", sums(4)), student(tmp_path), tmp_path / "run")
+        run_alone(Distillation(tmp_path / "nobody", sums(4)), student(tmp_path), tmp_path / "run")
 
 
 def test_a_teacher_of_another_chat_format_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from longthought.text.templates import template_named
 
     given, told = student(tmp_path), teacher(tmp_path)
-    distill(Distillation(told, sums(4), epochs=1, **SMALL), given, tmp_path / "same")
+    run_alone(Distillation(told, sums(4), epochs=1, **SMALL), given, tmp_path / "same")
     assert not caplog.messages
     other = replace(told, template=replace(template_named("r1_zero"), text="{question} is"))
-    distill(Distillation(other, sums(4), epochs=1, **SMALL), given, tmp_path / "other")
+    run_alone(Distillation(other, sums(4), epochs=1, **SMALL), given, tmp_path / "other")
     assert "the teacher's own chat format would write the first prompt otherwise" in caplog.text
 
 
@@ -434,7 +415,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], words: str) 
 
 def test_steps_take_the_place_of_epochs(tmp_path: Path) -> None:
     given, told = student(tmp_path), teacher(tmp_path)
-    distill(Distillation(told, sums(10), steps=7, **SMALL), given, tmp_path / "run")
+    run_alone(Distillation(told, sums(10), steps=7, **SMALL), given, tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert len(lines) == 7
     assert lines[2]["epoch"] == 1.0
@@ -465,45 +446,12 @@ def killed(told: Checkpoint) -> Distillation:
     )
 
 
-def go(path: Path, given: Checkpoint, stage: Distillation) -> None:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        run.do("distill", stage, given)
-
-
-def contents(path: Path) -> dict[str, str]:
-    files = (
-        file for file in path.rglob("*") if file.is_file() and file.name not in {"run.json", "timings.jsonl", "lock"}
-    )
-    return {str(file.relative_to(path)): fingerprint_of({"": file.read_bytes().hex()}) for file in files}
-
-
-def start(path: Path, given: Checkpoint, stage: Distillation) -> int:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            go(path, given, stage)
-        finally:
-            os._exit(0)
-    return child
-
-
 @pytest.mark.parametrize("kills", [(5, 15, 25), (5,)], ids=["examples", "a task"])
 def test_kills_change_no_bit(kills: tuple[int, ...], tmp_path: Path) -> None:
     given, stage = student(tmp_path), killed(teacher(tmp_path))
     if len(kills) == 1:
         stage = replace(stage, examples=None, task=Sums(), on_policy=1.0, steps=12)
-    go(tmp_path / "whole", given, stage)
-    states = tmp_path / "killed" / "01-distill" / "state"
-    for step in kills:
-        child = start(tmp_path / "killed", given, stage)
-        while not (states / f"step-{step:06d}" / "manifest.json").exists():
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    go(tmp_path / "killed", given, stage)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    check_kills(tmp_path, given, stage, kills)
 
 
 def test_another_teacher_is_refused_by_name(tmp_path: Path) -> None:

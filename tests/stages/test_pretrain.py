@@ -21,8 +21,9 @@ from longthought.recipes.tiny import Base, TinySettings, pretraining
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.place import Place
 from longthought.stages import pretrain_reading
+from longthought.stages.held_out import HeldOut
 from longthought.stages.pretrain import Cooldown, Pretrain
-from longthought.stages.pretrain_held_out import HeldOut, Measure
+from longthought.stages.pretrain_held_out import Measure
 from longthought.stages.pretrain_longer import LongContext
 from longthought.stages.pretrain_loop import Experts, learner_of, objective_at, reading
 from longthought.stages.pretrain_reading import Pages, cut

@@ -13,8 +13,8 @@ from longthought.core.errors import NotFinite, SettingsError
 from longthought.core.types import Batch, Loss, PolicyOutput
 from longthought.runs.place import Place
 from longthought.stages import pretrain_loop
+from longthought.stages.guard import Guard, Spikes
 from longthought.stages.pretrain import Pretrain
-from longthought.stages.pretrain_guard import Guard, Spikes
 from longthought.tasks.countdown import Countdown
 from longthought.tasks.countdown_web import CountdownWeb, vocabulary
 

@@ -152,7 +152,9 @@ def test_the_traces_say_why_a_reply_is_left_out(tmp_path: Path, base: Checkpoint
     assert reasons[:SAMPLES] == [*["", "", "not right", "not right", "mixed language", "unreadable", "repetition", ""]]
 
 
-@pytest.mark.parametrize(("prefer", "expected"), [("first", {0}), ("shortest", {5}), ("random", None)])
+@pytest.mark.parametrize(
+    ("prefer", "expected"), [("first", {0}), ("shortest", {5}), ("longest", {6}), ("random", None)]
+)
 def test_how_many_of_a_prompt_are_kept_and_which(
     tmp_path: Path, base: Checkpoint, prefer: Any, expected: set[int] | None
 ) -> None:

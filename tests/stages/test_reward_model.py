@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stage_runs import check_kills, contents, go, metrics, run_alone, weights
 from test_sft import CHAT, theirs  # noqa: F401
-from torch import Tensor
 
 from conftest import tiny_model
 from longthought.algorithms.statistics import wilson
@@ -28,13 +24,9 @@ from longthought.models.presets import sized
 from longthought.models.reward import RewardModel as Untrained
 from longthought.models.reward import rewards
 from longthought.models.transformer import Transformer, initialize
-from longthought.recipes.script import Script
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.describe import describe
-from longthought.runs.place import Place
 from longthought.runs.reward_folder import RewardFolder, read_tokens
-from longthought.runs.run import Run
-from longthought.runs.settings import fingerprint_of
 from longthought.stages.preference_reward import PreferenceReward
 from longthought.stages.reward_model import RewardModel, SafetyModel
 from longthought.tasks.preference_rows import Label, Preference
@@ -118,27 +110,14 @@ def labelled(count: int) -> Labels:
     return Labels.of(found, held_out=0.2)
 
 
-def learn(stage: RewardModel | SafetyModel, given: Checkpoint, path: Path) -> RewardFolder:
-    with Place(path) as place:
-        return stage.run(given, place)
-
-
 def told(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((path / "judgements.json").read_text(encoding="utf-8"))
     return found
 
 
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def weights(folder: RewardFolder) -> Mapping[str, Tensor]:
-    return folder.load().model.state_dict()
-
-
 def test_a_hidden_preference_is_found(tmp_path: Path) -> None:
     pairs = styled(700)
-    learned = learn(RewardModel(pairs, **QUICK), base(tmp_path), tmp_path / "run")
+    learned = run_alone(RewardModel(pairs, **QUICK), base(tmp_path), tmp_path / "run")
     measures = told(tmp_path / "run")["measures"]
     assert measures["accuracy"] > 0.9
     assert measures["interval"][0] > 0.85
@@ -160,7 +139,7 @@ def test_what_is_told_is_what_the_folder_says(tmp_path: Path) -> None:
     """Measures, scale and loss, computed again from the folder."""
     pairs, given = styled(60), base(tmp_path)
     stage = RewardModel(pairs, **{**QUICK, "epochs": 1, "batch": 1000}, margin=0.5, centring=0.1)
-    learned = learn(stage, given, tmp_path / "run")
+    learned = run_alone(stage, given, tmp_path / "run")
     judge = learned.load()
     found, lengths = [], []
     for index in range(pairs.size("held_out")):
@@ -195,10 +174,10 @@ def test_what_is_told_is_what_the_folder_says(tmp_path: Path) -> None:
 
 def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
     given, stage = base(tmp_path), RewardModel(styled(60), **{**QUICK, "epochs": 1})
-    whole = weights(learn(stage, given, tmp_path / "one"))
+    whole = weights(run_alone(stage, given, tmp_path / "one"))
     cut = replace(stage, learner=replace(WIDE, micro_tokens=1))
     for name, other in (("cut", cut), ("two", replace(stage, workers=2))):
-        for key, tensor in weights(learn(other, given, tmp_path / name)).items():
+        for key, tensor in weights(run_alone(other, given, tmp_path / name)).items():
             torch.testing.assert_close(tensor, whole[key], atol=2e-4, rtol=1e-3)
         assert told(tmp_path / name)["tokens"] == told(tmp_path / "one")["tokens"]
 
@@ -206,14 +185,14 @@ def test_micro_batches_and_processes_change_nothing(tmp_path: Path) -> None:
 def test_a_planted_length_bias_is_measured_and_can_be_balanced(tmp_path: Path) -> None:
     given, pairs = base(tmp_path), biased(500, share=0.85)
     plain, weighed, dropped = (RewardModel(pairs, **QUICK, length_balance=how) for how in ("none", "weigh", "drop"))
-    learn(plain, given, tmp_path / "none")
+    run_alone(plain, given, tmp_path / "none")
     measures = told(tmp_path / "none")["measures"]
     assert measures["longer_is_preferred"] > 0.85
     assert measures["length_pull"] > 0.8
     assert measures["length_correlation"] > 0.8
     assert measures["accuracy_longer"] - measures["accuracy_shorter"] > 0.5
     for stage, name in ((weighed, "weigh"), (dropped, "drop")):
-        learn(stage, given, tmp_path / name)
+        run_alone(stage, given, tmp_path / name)
         say = told(tmp_path / name)
         assert 0.3 < say["measures"]["longer_is_preferred"] < 0.7
         assert abs(say["measures"]["length_pull"]) < measures["length_pull"] - 0.4
@@ -223,24 +202,24 @@ def test_a_planted_length_bias_is_measured_and_can_be_balanced(tmp_path: Path) -
 
 def test_pairs_of_one_sign_cannot_be_balanced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing can be balanced"):
-        learn(RewardModel(biased(40, 1.0), length_balance="weigh", **QUICK), base(tmp_path), tmp_path / "run")
+        run_alone(RewardModel(biased(40, 1.0), length_balance="weigh", **QUICK), base(tmp_path), tmp_path / "run")
 
 
 def test_safety_reads_the_thought_as_well(tmp_path: Path) -> None:
     given, labels = base(tmp_path), labelled(600)
-    learned = learn(SafetyModel(labels, **{**QUICK, "epochs": 4}), given, tmp_path / "both")
+    learned = run_alone(SafetyModel(labels, **{**QUICK, "epochs": 4}), given, tmp_path / "both")
     measures = told(tmp_path / "both")["measures"]
     assert measures["accuracy"] > 0.9
     assert measures["area"] > 0.95
     assert learned.load().scale.reads == "reply"
-    learn(SafetyModel(labels, reads="summary", **{**QUICK, "epochs": 4}), given, tmp_path / "half")
+    run_alone(SafetyModel(labels, reads="summary", **{**QUICK, "epochs": 4}), given, tmp_path / "half")
     assert told(tmp_path / "half")["measures"]["accuracy"] < 0.85  # half of what is rude is only thought
 
 
 def test_latent_attention_and_experts_learn_too(tmp_path: Path) -> None:
     given = deepseek_v3(tmp_path)
     stage = RewardModel(styled(120), **{**QUICK, "learner": replace(WIDE, balancing=Balancing(1e-2, alpha=0.0))})
-    learned = learn(stage, given, tmp_path / "run")
+    learned = run_alone(stage, given, tmp_path / "run")
     before, after = given.load().model.state_dict(), weights(learned)
     still = [name for name, tensor in after.items() if torch.equal(before.get(name[6:], torch.zeros(0)), tensor)]
     assert still == []
@@ -250,7 +229,7 @@ def test_latent_attention_and_experts_learn_too(tmp_path: Path) -> None:
 
 def test_transformers_reads_the_folder_with_its_own_tokenizer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    learned = learn(RewardModel(styled(40), **{**QUICK, "epochs": 1}), base(tmp_path), tmp_path / "run")
+    learned = run_alone(RewardModel(styled(40), **{**QUICK, "epochs": 1}), base(tmp_path), tmp_path / "run")
     judge = learned.load()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(learned.path, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(learned.path)
@@ -279,7 +258,7 @@ def test_a_model_of_somebody_else_and_its_chat_template(padding: str, theirs: Pa
     settings = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": padding}))
     stage = RewardModel(CHATS, **{**QUICK, "epochs": 1})
-    learned = learn(stage, Checkpoint(tmp_path / "base"), tmp_path / "run")
+    learned = run_alone(stage, Checkpoint(tmp_path / "base"), tmp_path / "run")
     judge, pair = learned.load(), CHATS.items[3]
     texts = [read_tokens(judge.renderer, pair.prompt, said, "summary") for said in pair.replies]
     assert [judge.renderer.decode(text[-1:]) for text in texts] == ["<|im_end|>"] * 2
@@ -295,7 +274,7 @@ def test_a_model_of_somebody_else_and_its_chat_template(padding: str, theirs: Pa
 
 def test_a_prompt_template_comes_along(theirs: Path, tmp_path: Path) -> None:  # noqa: F811
     given = Checkpoint(theirs, Template("plain", "Q: {question}\nA:", "questions"))
-    learned = learn(RewardModel(CHATS, **{**QUICK, "epochs": 1}), given, tmp_path / "run")
+    learned = run_alone(RewardModel(CHATS, **{**QUICK, "epochs": 1}), given, tmp_path / "run")
     one, other = learned.load().renderer, given.load().renderer
     assert isinstance(one, TemplateRenderer)
     assert isinstance(other, TemplateRenderer)
@@ -326,7 +305,7 @@ def rollout(text: str, number: int = 1) -> Rollout:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> RewardFolder:
     path = tmp_path_factory.mktemp("rewards")
-    return learn(RewardModel(styled(300), **QUICK), base(path), path / "run")
+    return run_alone(RewardModel(styled(300), **QUICK), base(path), path / "run")
 
 
 def test_the_summand_reads_summaries_and_is_standardized(learned: RewardFolder) -> None:
@@ -352,6 +331,18 @@ def test_a_reward_has_the_same_bits_whatever_was_scored_before(learned: RewardFo
     assert one([rollout(text) for text in reversed(texts)]) == alone[::-1]  # remembered
     together = PreferenceReward(learned.path, pass_tokens=4096)([rollout(text) for text in texts])
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_only_the_prompts_of_named_tasks_are_scored(learned: RewardFolder) -> None:
+    names = ("chat/train/1", "chats/train/1", "countdown/chat/1", "chat", "chat-2/1")
+    group = [replace(one, problem=replace(one.problem, id=name)) for name in names for one in [rollout("kind")]]
+    everything = PreferenceReward(learned.path)(group)
+    assert 0.0 not in everything
+    chosen = PreferenceReward(learned.path, only=("chat",))(group)
+    assert chosen == [everything[0], 0.0, 0.0, everything[3], 0.0]
+    nothing = PreferenceReward(learned.path, only=("nobody",))
+    assert nothing(group) == [0.0] * len(group)
+    assert "judge" not in vars(nothing)  # it was not even loaded
 
 
 def test_a_text_is_scored_once(learned: RewardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +383,9 @@ def test_a_run_knows_the_summand_by_what_its_folder_holds(learned: RewardFolder,
         ({"clip": 0.0}, "clip"),
         ({"pass_tokens": 0}, "pass_tokens"),
         ({"reads": "thought"}, "choose summary or reply"),
+        ({"only": "chat"}, "tuple of names"),
+        ({"only": ("chat", "")}, "tuple of names"),
+        ({"only": ("train/1",)}, "tuple of names"),
     ],
 )
 def test_summands_that_cannot_be_are_refused(wrong: dict[str, Any], words: str, learned: RewardFolder) -> None:
@@ -459,17 +453,17 @@ def test_what_does_not_fit_is_refused_or_counted(tmp_path: Path, caplog: pytest.
     ]
     pairs, given = Preferences.of([*STYLED.items, *odd], held_out=0.2), base(tmp_path)
     with pytest.raises(DataError, match="no reply in this chat format"):
-        learn(RewardModel(pairs, **QUICK), given, tmp_path / "refused")
+        run_alone(RewardModel(pairs, **QUICK), given, tmp_path / "refused")
     with pytest.raises(DataError, match=r"longer than the context: \d+ tokens, of which 64 fit"):
-        learn(RewardModel(pairs, unfit="skip", **QUICK), given, tmp_path / "refused too")
-    learn(RewardModel(pairs, unfit="skip", long="skip", **{**QUICK, "epochs": 1}), given, tmp_path / "run")
+        run_alone(RewardModel(pairs, unfit="skip", **QUICK), given, tmp_path / "refused too")
+    run_alone(RewardModel(pairs, unfit="skip", long="skip", **{**QUICK, "epochs": 1}), given, tmp_path / "run")
     say = told(tmp_path / "run")
     left = [*say["left out"].values(), *say["left out of what is held out"].values()]
     assert sum(left) == 3
     assert say["trained on"] + say["held out"] == 60
     assert "left out" in caplog.text
     with pytest.raises(SettingsError, match="the 64 tokens of the model's own"):
-        learn(RewardModel(pairs, context=65, **QUICK), given, tmp_path / "long")
+        run_alone(RewardModel(pairs, context=65, **QUICK), given, tmp_path / "long")
 
 
 def test_measures_by_hand() -> None:
@@ -497,40 +491,8 @@ KILLED = RewardModel(
 )
 
 
-def go(path: Path, given: Checkpoint, stage: RewardModel = KILLED) -> None:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        run.do("reward_model", stage, given)
-
-
-def contents(path: Path) -> dict[str, str]:
-    kept = (one for one in path.rglob("*") if one.is_file() and one.name not in {"run.json", "timings.jsonl", "lock"})
-    return {str(one.relative_to(path)): fingerprint_of({"": one.read_bytes().hex()}) for one in kept}
-
-
-def start(path: Path, given: Checkpoint) -> int:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            go(path, given)
-        finally:
-            os._exit(0)
-    return child
-
-
 def test_kills_change_no_bit(tmp_path: Path) -> None:
-    given = base(tmp_path)
-    go(tmp_path / "whole", given)
-    states = tmp_path / "killed" / "01-reward_model" / "state"
-    for step in (5, 15, 30):
-        child = start(tmp_path / "killed", given)
-        while not (states / f"step-{step:06d}" / "manifest.json").exists():
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    go(tmp_path / "killed", given)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    check_kills(tmp_path, base(tmp_path), KILLED, (5, 15, 30))
 
 
 def test_a_finished_stage_is_loaded_and_other_pairs_are_refused_by_name(tmp_path: Path) -> None:

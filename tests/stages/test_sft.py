@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stage_runs import check_kills, go, metrics, run_alone, weights
 from torch import Tensor
 
 from conftest import tiny_model
@@ -27,13 +24,9 @@ from longthought.models.attention import PackedAttention
 from longthought.models.lora import LoRA
 from longthought.models.presets import sized
 from longthought.models.transformer import Transformer, initialize
-from longthought.recipes.script import Script
 from longthought.runs.artifacts import Checkpoint, Policy
-from longthought.runs.place import Place
-from longthought.runs.run import Run
-from longthought.runs.settings import fingerprint_of
-from longthought.stages.pretrain_guard import Spikes
-from longthought.stages.pretrain_held_out import HeldOut
+from longthought.stages.guard import Spikes
+from longthought.stages.held_out import HeldOut
 from longthought.stages.sft import SFT
 from longthought.stages.sft_rows import Rendered, in_steps
 from longthought.tasks.examples import Examples
@@ -76,19 +69,6 @@ def deepseek_v3(path: Path) -> Checkpoint:
     return Checkpoint.save(path / "base", Policy(model, chat), {})
 
 
-def tune(stage: SFT, given: Checkpoint, path: Path) -> Checkpoint:
-    with Place(path) as place:
-        return stage.run(given, place)
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    return checkpoint.load().model.state_dict()
-
-
 def rendered(stage: SFT, policy: Policy) -> Rendered:
     rendering = stage.rendering(policy)
     with Team(1, {"render": rendering.some}) as team:
@@ -128,7 +108,7 @@ def test_the_loss_is_one_mean_over_the_step(weighting: Any, tmp_path: Path, comp
     given = base(tmp_path)
     examples = Examples.of([asked("2 plus 2", "4", "use 2 2"), asked("9 plus 1", "1 0"), asked("0", "0")])
     learner = replace(WIDE, micro_tokens=1)  # a pass for every row
-    tune(SFT(examples, epochs=1, weighting=weighting, learner=learner, quiet=True), given, tmp_path / "run")
+    run_alone(SFT(examples, epochs=1, weighting=weighting, learner=learner, quiet=True), given, tmp_path / "run")
     policy = given.load()
     each = []
     for index in range(3):
@@ -143,7 +123,7 @@ def test_the_loss_is_one_mean_over_the_step(weighting: Any, tmp_path: Path, comp
 def test_forty_examples_are_learned_by_heart(tmp_path: Path, computed_by: str) -> None:
     examples = sums(40)
     stage = SFT(examples, epochs=20, examples_per_step=8, lr=2e-2, learner=WIDE, quiet=True)
-    trained = tune(stage, base(tmp_path), tmp_path / "run")
+    trained = run_alone(stage, base(tmp_path), tmp_path / "run")
     assert metrics(tmp_path / "run")[-1]["loss"] < 0.1
     policy = trained.load()
     prompts = [policy.renderer.prompt(examples.messages("train", i)[:-1]) for i in range(40)]
@@ -262,8 +242,8 @@ def test_epochs_come_in_orders_of_their_own(tokens: int | None) -> None:
 
 def test_two_processes_learn_the_same(tmp_path: Path) -> None:
     given, stage = base(tmp_path), SFT(sums(12, held_out=0.3), lr=1e-3, **SMALL)
-    one = tune(stage, given, tmp_path / "one")
-    two = tune(replace(stage, workers=2), given, tmp_path / "two")
+    one = run_alone(stage, given, tmp_path / "one")
+    two = run_alone(replace(stage, workers=2), given, tmp_path / "two")
     for name, tensor in weights(one).items():
         torch.testing.assert_close(tensor, weights(two)[name], atol=1e-5, rtol=1e-4)
     told = [json.loads((tmp_path / name / "examples.json").read_text(encoding="utf-8")) for name in ("one", "two")]
@@ -273,7 +253,7 @@ def test_two_processes_learn_the_same(tmp_path: Path) -> None:
 def test_what_is_held_out_is_measured_and_not_learned(tmp_path: Path) -> None:
     given, examples = base(tmp_path), sums(60, held_out=0.3)
     stage = SFT(examples, lr=1e-3, epochs=2, held_out=HeldOut(every=5, documents=7), **SMALL)
-    trained = tune(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     logged = {line["step"]: line["held_out_loss"] for line in metrics(tmp_path / "run") if "held_out_loss" in line}
     last = max(logged)
     assert set(logged) == {0, last, *range(5, last, 5)}
@@ -307,7 +287,7 @@ def test_what_is_longer_than_the_context_is_counted(
     stage = SFT(LONG, context=12, long=long, epochs=1, quiet=True)
     made = rendered(stage, base(tmp_path).load())
     assert (made.lengths.tolist(), made.skipped, made.cut) == (rows, skipped, cut)
-    trained = tune(stage, base(tmp_path / "other"), tmp_path / "run")
+    trained = run_alone(stage, base(tmp_path / "other"), tmp_path / "run")
     assert (trained.provenance()["left out"], trained.provenance()["cut"]) == (skipped, cut)
     (warned,) = caplog.messages
     assert f"{sum(skipped.values())} left out" in warned
@@ -339,7 +319,7 @@ def test_what_the_chat_format_has_no_place_for_is_refused_or_counted(tmp_path: P
 def test_a_lora_learns_beside_frozen_weights(tmp_path: Path) -> None:
     given = base(tmp_path)
     stage = SFT(sums(16), epochs=4, lr=2e-2, adapter=LoRA(rank=4), save_every=100, **SMALL)
-    trained = tune(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     logged = metrics(tmp_path / "run")
     assert logged[-1]["loss"] < logged[0]["loss"] - 0.5
     before, after = weights(given), weights(trained)
@@ -355,7 +335,7 @@ def test_latent_attention_experts_and_further_tokens_learn_too(tmp_path: Path) -
     given = deepseek_v3(tmp_path)
     learner = replace(WIDE, balancing=Balancing(1e-2, alpha=0.0))
     stage = SFT(sums(24), epochs=6, lr=1e-2, **{**SMALL, "learner": learner})
-    trained = tune(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     first, *_, last = metrics(tmp_path / "run")
     assert last["nll"] < first["nll"] - 1
     assert last["mtp_nll_1"] < first["mtp_nll_1"] - 0.5
@@ -363,7 +343,7 @@ def test_latent_attention_experts_and_further_tokens_learn_too(tmp_path: Path) -
     before, after = weights(given), weights(trained)
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert still == []
-    alone = tune(replace(stage, mtp_weight=0.0, learner=WIDE), given, tmp_path / "alone")
+    alone = run_alone(replace(stage, mtp_weight=0.0, learner=WIDE), given, tmp_path / "alone")
     same = {name for name, tensor in weights(alone).items() if torch.equal(before[name], tensor)}
     assert {name for name in before if ".mtp." in name} <= same
     assert all(".mtp." in name or name.endswith("e_score_correction_bias") for name in same)
@@ -392,7 +372,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], words: str) 
 
 def test_a_setting_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"mtp_weight=0\.3 changes nothing"):
-        tune(SFT(sums(4), mtp_weight=0.3, quiet=True), base(tmp_path), tmp_path / "run")
+        run_alone(SFT(sums(4), mtp_weight=0.3, quiet=True), base(tmp_path), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("warmup", "wanted"), [(0.0, [0.9779754, 0.1]), (0.25, [0.4889877, 0.1])])
@@ -417,13 +397,13 @@ class Broken:
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = base(tmp_path)
     stage = SFT(sums(16), epochs=1, lr=1e-3, weighting=Broken({2}), **SMALL)
-    trained = tune(stage, given, tmp_path / "run")
+    trained = run_alone(stage, given, tmp_path / "run")
     assert [line["skipped"] for line in metrics(tmp_path / "run")] == [0, 1, 1, 1]
     assert "sft, step 2 was left out" in caplog.text
     assert trained.provenance()["steps left out"] == 1
     assert all(tensor.isfinite().all() for tensor in weights(trained).values())
     with pytest.raises(NotFinite, match="sft, step 3: 2 steps in a row were left out"):
-        tune(replace(stage, weighting=Broken({2, 3}), spikes=Spikes(patience=2)), given, tmp_path / "broken")
+        run_alone(replace(stage, weighting=Broken({2, 3}), spikes=Spikes(patience=2)), given, tmp_path / "broken")
 
 
 KILLED = SFT(
@@ -439,42 +419,8 @@ KILLED = SFT(
 )
 
 
-def go(path: Path, given: Checkpoint, stage: SFT = KILLED) -> None:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        run.do("sft", stage, given)
-
-
-def contents(path: Path) -> dict[str, str]:
-    files = (
-        file for file in path.rglob("*") if file.is_file() and file.name not in {"run.json", "timings.jsonl", "lock"}
-    )
-    return {str(file.relative_to(path)): fingerprint_of({"": file.read_bytes().hex()}) for file in files}
-
-
-def start(path: Path, given: Checkpoint) -> int:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            go(path, given)
-        finally:
-            os._exit(0)
-    return child
-
-
 def test_kills_change_no_bit(tmp_path: Path) -> None:
-    given = base(tmp_path)
-    go(tmp_path / "whole", given)
-    states = tmp_path / "killed" / "01-sft" / "state"
-    for step in (5, 15, 25):
-        child = start(tmp_path / "killed", given)
-        while not (states / f"step-{step:06d}" / "manifest.json").exists():
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    go(tmp_path / "killed", given)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    check_kills(tmp_path, base(tmp_path), KILLED, (5, 15, 25))
 
 
 def test_other_examples_are_refused_by_name(tmp_path: Path) -> None:

@@ -134,6 +134,20 @@ def test_solve_finds_any_value_that_exists(data: st.DataObject) -> None:
     assert grade(solution, numbers, target).value == 1.0
 
 
+def test_a_summary_where_the_form_allows_it() -> None:
+    plain, summing_up = Countdown(), Countdown(form="summary")
+    problem = plain.parse("use 9 4 3 make 33")
+    assert problem == summing_up.parse("use 9 4 3 make 33")
+    assert problem is not None
+    texts = [
+        "<think> yes </think> <answer> 9 * 4 - 3 </answer>",
+        "<think> yes </think> 9 * 4 = 36 . 36 - 3 = 33 . <answer> 9 * 4 - 3 </answer>",
+        "<think> yes </think> 9 * 4 = 36 .",
+    ]
+    assert [score.correct for score in plain.grade(problem, texts)] == [True, False, False]
+    assert [score.correct for score in summing_up.grade(problem, texts)] == [True, True, False]
+
+
 def test_foreign_problem_is_refused() -> None:
     with pytest.raises(DataError, match="other/1"):
         Countdown().grade(Problem("other/1", (), "7"), ["7"])
@@ -160,6 +174,7 @@ def test_solve_refuses_what_it_cannot_search(numbers: list[int]) -> None:
         {"languages": ("fr",)},
         {"format_weight": -1.0},
         {"format_weight": float("nan")},
+        {"form": "free"},
     ],
 )
 def test_settings_out_of_range(wrong: dict[str, object]) -> None:

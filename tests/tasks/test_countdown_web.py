@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import pairwise
 from math import sqrt
 
 import pytest
 
 from longthought.core.errors import SettingsError
-from longthought.core.types import Message
+from longthought.core.types import Message, Problem
+from longthought.stages.chain_sources import FewShot
 from longthought.tasks.corpus import Corpus, Document, describe
 from longthought.tasks.countdown import Countdown
-from longthought.tasks.countdown_web import TAGS, WORDS, CountdownProbes, CountdownWeb, Noise, vocabulary
+from longthought.tasks.countdown_noise import Noise
+from longthought.tasks.countdown_web import TAGS, WORDS, CountdownProbes, CountdownWeb, vocabulary
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
 from longthought.text.tokenizer import Tokenizer
 from longthought.verifiers.countdown import grade
@@ -258,3 +261,126 @@ def test_probes_are_what_they_claim() -> None:
     assert asked["hit"] > 90
     assert asked["fact"] == asked["hit"] + asked["miss"]
     assert list(CountdownProbes(TASK, 20)) == list(CountdownProbes(TASK, 20))
+
+
+def test_pages_asked_to_check_check_every_hit_that_they_claim() -> None:
+    web = CountdownWeb(TASK, seed=3, noise=Noise(check=0.0), asked_to_check=0.4)
+    asked = claimed = count = 0
+    for document in map(web.document, range(4000)):
+        if document.kind != "countdown":
+            continue
+        count += 1
+        words = (document.user or "").split()
+        checks = len(CHECK.findall(document.text))
+        if words[-1] not in ("check", "查"):
+            assert checks == 0, document
+            continue
+        asked += 1
+        assert TASK_PROMPT.fullmatch(" ".join(words[:-1]))
+        assert words[-1] == WORDS["en" if words[0] == "use" else "zh"].check
+        assert TRACE.search(document.text)
+        hits = [m for m in TRACE.finditer(document.text) if TRUTH[document.text[m.end() :].split()[0]] == 0]
+        assert checks == len(hits), document
+        claimed += checks
+    assert abs(asked / count - 0.4) < 4.5 * sqrt(0.24 / count)
+    assert claimed > 50
+    assert "request to check" in web.description
+
+
+def test_without_that_option_no_document_changes(kind: str) -> None:
+    """The option draws nothing where it is 0: the corpora of published curves stay as they were."""
+    web = CountdownWeb(TASK, kind, seed=5)  # type: ignore[arg-type]
+    content = repr([tuple(web.document(index)) for index in range(3000)])
+    known = {"web": "6456c36967a209cd", "pure": "fbb5443d4abe98a1"}
+    assert sha256(content.encode()).hexdigest()[:16] == known[kind]
+
+
+@pytest.mark.parametrize(("kind", "share"), [("web", 1.5), ("web", -0.1), ("pure", 0.5)])
+def test_a_share_of_checks_that_cannot_be_is_refused(kind: str, share: float) -> None:
+    with pytest.raises(SettingsError, match="check"):
+        CountdownWeb(TASK, kind, asked_to_check=share)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def quoting_pages() -> list[list[str]]:
+    """The question and the reply of every page that quotes, question and reply of each quoted one before them."""
+    documents = map(CountdownWeb(TASK, seed=4, quoting=1.0).document, range(5000))
+    return [[*(d.user or "").split("\n\n"), d.text] for d in documents if d.kind == "countdown"]
+
+
+def test_a_quoting_page_asks_about_numbers_that_it_does_not_quote(quoting_pages: list[list[str]]) -> None:
+    assert Counter(map(len, quoting_pages)).keys() == {4, 6}
+    for page in quoting_pages:
+        sets = []
+        for question, reply in zip(page[::2], page[1::2]):
+            asked = TASK_PROMPT.fullmatch(question)
+            assert asked
+            numbers = sorted(map(int, asked[1].split()))
+            assert TASK.split_of(numbers) == "train"
+            assert int(asked[2]) in TASK.reachable(numbers)
+            for a, _, b, _, _, c, _ in TRACE.findall(reply):
+                assert sorted(map(int, (a, b, c))) == numbers
+            sets.append(numbers)
+        assert len(set(map(tuple, sets))) == len(sets)
+        assert len({question.split()[0] for question in page[::2]}) == 1
+        assert sum(len(text.split()) for text in page) <= 300
+
+
+def test_quotes_are_short_in_part_and_long_in_part_and_what_follows_is_like_them(
+    quoting_pages: list[list[str]],
+) -> None:
+    """Who does not give up early on a quoted page does not do so on its own either."""
+    lengths = [[len(TRACE.findall(reply)) for reply in page[1::2]] for page in quoting_pages]
+    quoted = [length for page in lengths for length in page[:-1]]
+    assert max(quoted) == 6
+    assert max(own for *_, own in lengths) == 8
+    assert sum(length >= 4 for length in quoted) > 0.2 * len(quoted)
+    assert sum(length <= 1 for length in quoted) > 0.2 * len(quoted)
+    after = {long: [page[-1] for page in lengths if (page[0] >= 4) == long] for long in (False, True)}
+    assert sum(after[True]) / len(after[True]) > 1.25 * sum(after[False]) / len(after[False])
+
+
+def test_who_quotes_hits_no_more_often(quoting_pages: list[list[str]]) -> None:
+    """Attempts are drawn the same way with quotes and without; only how many there are differs."""
+
+    def hits(pages: list[list[str]]) -> tuple[int, int]:
+        found = [result == page[-2].split()[-1] for page in pages for *_, result in TRACE.findall(page[-1])]
+        return sum(found), len(found)
+
+    documents = map(CountdownWeb(TASK, seed=4).document, range(5000))
+    plain = [[d.user or "", d.text] for d in documents if d.kind == "countdown"]
+    (some, attempts), (others, other_attempts) = hits(quoting_pages), hits(plain)
+    share = (some + others) / (attempts + other_attempts)
+    error = sqrt(share * (1 - share) * (1 / attempts + 1 / other_attempts))
+    assert abs(some / attempts - others / other_attempts) < 4 * error
+
+
+def test_quotes_stand_as_in_a_few_shot_prompt_that_is_one_question(quoting_pages: list[list[str]]) -> None:
+    page = next(page for page in quoting_pages if len(page) == 6)
+    *shown, question, reply = page
+    source = FewShot(demonstrations=tuple(zip(shown[::2], shown[1::2])), turns=False)
+    problem = Problem("own", (Message("user", question),), "")
+    (asked,) = source.asked(problem, single=False)
+    renderer = PlainRenderer(Tokenizer.of_words(vocabulary(TASK), (BEGIN, USER, ASSISTANT, END)))
+    one = {renderer.document("\n\n".join((*order, question)), reply) for order in (shown, [*shown[2:], *shown[:2]])}
+    assert any(ids[: len(renderer.prompt((asked,)))] == renderer.prompt((asked,)) for ids in one)
+
+
+def test_the_share_of_quoting_pages_is_kept_and_told() -> None:
+    web = CountdownWeb(TASK, seed=4, quoting=0.3)
+    asked = [d.user or "" for d in map(web.document, range(2000)) if d.kind == "countdown"]
+    assert abs(sum("\n\n" in user for user in asked) / len(asked) - 0.3) < 4.5 * sqrt(0.21 / len(asked))
+    assert "30% of them quote" in web.description
+    assert "quote" not in CountdownWeb(TASK).description
+
+
+@pytest.mark.parametrize(("kind", "share"), [("web", 1.5), ("web", -0.1), ("pure", 0.5)])
+def test_a_share_of_quotes_that_cannot_be_is_refused(kind: str, share: float) -> None:
+    with pytest.raises(SettingsError, match="quot"):
+        CountdownWeb(TASK, kind, quoting=share)  # type: ignore[arg-type]
+
+
+def test_three_pages_need_three_number_sets() -> None:
+    assert CountdownWeb(Countdown(largest=3)).document(0).text
+    with pytest.raises(SettingsError, match="three number sets"):
+        CountdownWeb(Countdown(largest=3), quoting=0.1)

@@ -84,6 +84,10 @@ class Together(Equal):
     [
         ("think_answer", "<think> a </think> <answer> 7 </answer>", 1.1, "7"),
         ("think_answer", "<think> a </think> 7", 0.0, None),
+        ("summary", "<think> a </think> 3 + 4 = 7 . <answer> 7 </answer> Done.", 1.1, "7"),
+        ("summary", "<think> a </think> <answer> 7 </answer>", 1.1, "7"),
+        ("summary", "<think> a </think> 7", 0.0, None),
+        ("summary", "<think> a </think> <answer> 7 </answer> <answer> 8 </answer>", 0.0, None),
         ("think", "<think>\na\n</think>\n\n7", 1.1, "7"),
         ("think", "7", 0.0, None),
         ("think", "<think> 7 </think>", 0.0, None),
@@ -102,6 +106,7 @@ def test_strict_forms(form: ReplyForm, text: str, value: float, content: str | N
     [
         ("think_answer", "<answer> 7 </answer>", 1.0),
         ("think_answer", "so it is </think> 7", 1.0),
+        ("summary", "it is <answer> 7 </answer> then", 1.0),
         ("think_answer", REPLY, 1.1),
         ("think", "7", 1.0),
     ],

@@ -22,7 +22,7 @@ from longthought.models.attention import PackedAttention
 from longthought.models.kernels import library
 from longthought.models.kernels.core import core
 from longthought.models.kernels.native import NativeTransformer
-from longthought.models.kernels.packed import unfit_to_train, unsupported
+from longthought.models.kernels.packed import unfit, unsupported
 from longthought.models.parts import Experts, Latent
 from longthought.models.precision import native_choice
 from longthought.models.presets import sized
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_pytorch(kind: str, name: str, monkeypatch: pytes
         pytest.skip(f"no {name} here")
     monkeypatch.setenv(library.VARIABLE, name)
     model, batch = partial(model_of, kind), groups(3)
-    chosen = native_choice(model(), "float32", for_training=True)
+    chosen = native_choice(model(), "float32")
     assert chosen is not None
     assert chosen[0].name == name
     truth = exact(model, batch, FULL)
@@ -286,12 +286,12 @@ ODD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("said", ODD)
 def test_other_widths_are_refused_in_words_and_computed_by_pytorch(said: str) -> None:
     model: Callable[[], Transformer] = partial(tiny_model, **ODD[said])
-    assert unfit_to_train(model().config) == f"{said} is not a multiple of 16"
-    assert unsupported(model(), for_training=True) == unfit_to_train(model().config)
+    assert unfit(model().config) == f"{said} is not a multiple of 16"
+    assert unsupported(model()) == unfit(model().config)
     batch = groups(2, (4, 9), 2)
     assert error(gradient(model(), batch, NLL(), "float32"), exact(model, batch, NLL())) < 1e-4
 
 
 @pytest.mark.parametrize("width", [64, 96, 128, 256, 512])
 def test_presets_are_trained_natively(width: int) -> None:
-    assert not unfit_to_train(sized("deepseek_v3", width, 300))
+    assert not unfit(sized("deepseek_v3", width, 300))

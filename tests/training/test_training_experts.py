@@ -386,7 +386,7 @@ def test_the_core_balances_as_pytorch_does() -> None:
     batch = ragged_batch(5)
     found = []
     for model in (wide(), wide().double()):
-        assert (native(model, "float32", for_training=True) is None) == (model.lm_head.weight.dtype == torch.float64)
+        assert (native(model, "float32") is None) == (model.lm_head.weight.dtype == torch.float64)
         settings = LearnerSettings(60, precision="float32", balancing=BALANCED)
         learner = PolicyLearner(model, ADAM, 1, settings=settings, head=LogprobHead(0.9, 64, ahead=True))
         assert not learner.shares_prompts

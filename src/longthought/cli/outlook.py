@@ -143,13 +143,18 @@ def _fine_tuning(title: str, stage: SFT, found: _Machine) -> Section:
 
 def _rl(title: str, stage: RL, found: _Machine) -> Section:
     replies = stage.prompts * stage.samples
-    limit = stage.max_tokens
+    limit = stage.longest
+    sampled = replies * sum(map(stage.limit, range(1, stage.steps + 1)))
+    mean = sampled / (stage.steps * replies)
     lines = [
         ("prompts", f"{stage.prompts:,} groups a step × {stage.samples:,} samples = {replies:,} answers a step"),
         ("steps", f"{stage.steps:,}, with {stage.steps * replies:,} answers in all"),
         ("optimizer steps", f"{stage.steps * stage.updates:,} ({stage.updates} on each step's answers)"),
-        ("tokens", f"at most {stage.steps * replies * limit:,} sampled ({limit:,} an answer)"),
+        ("tokens", f"at most {sampled:,} sampled ({limit:,} an answer)"),
     ]
+    looked = 0 if stage.hacking is None else stage.hacking.replies(stage.steps)
+    if looked:
+        lines.append(("looks", f"{looked:,} answers to held-out prompts, for signs of reward hacking"))
     if found.policy is None or found.rate is None:
         return Section(title, lines)
     rate, config = found.rate, found.policy.model.config
@@ -166,18 +171,19 @@ def _rl(title: str, stage: RL, found: _Machine) -> Section:
         ("memory", _training_memory(weights, reference, rate.optimizer, stage.workers)),
         ("key/value cache", _cache(config, stage, replies, math.ceil(row))),
         ("head chunk", _head_chunk(config, stage.learner.head_chunk)),
-        ("disk", _rl_disk(stage, weights, rate.optimizer + reference)),
+        ("disk", _rl_disk(stage, weights, rate.optimizer + reference + (weights if stage.hacking else 0))),
         ("speed", f"sampling {rate.sampled:,.0f} tokens/s, training {rate.trained:,.0f} tokens/s"),
     ]
 
     def seconds(length: float) -> float:
-        return stage.steps * replies * (length / rate.sampled + (rate.prompt + length) / rate.trained)
+        trained = stage.steps * replies
+        return (trained + looked) * length / rate.sampled + trained * (rate.prompt + length) / rate.trained
 
-    return Section(title, lines, Span(seconds(limit * _SHARE), seconds(limit)))
+    return Section(title, lines, Span(seconds(mean * _SHARE), seconds(mean)))
 
 
 def _rl_disk(stage: RL, weights: int, rest: int) -> str:
-    traced = stage.steps * stage.prompts * stage.samples * stage.max_tokens * _TRACED
+    traced = stage.prompts * stage.samples * sum(map(stage.limit, range(1, stage.steps + 1))) * _TRACED
     return f"model {_size(weights)}; training states {KEPT} × {_size(weights + rest)}; traces at most {_size(traced)}"
 
 

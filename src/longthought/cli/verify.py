@@ -48,7 +48,7 @@ def parser() -> Parser:
     add("file", type=Path, metavar="FILE", help="predictions and golds: .jsonl, .json, .parquet, .csv or .tsv")
     add("--verifier", default="math", metavar="NAME", help="math, exact, number, choice, set, or mine.py:verify")
     add("--against", metavar="NAME", help="a second verifier, to compare with")
-    add("--form", default="free", metavar="FORM", help="of a reply: free (default), think or think_answer")
+    add("--form", default="free", metavar="FORM", help="of a reply: free (default), think, think_answer, summary")
     add("--fields", default="", metavar="NAMES", help="columns, as prediction=output,answer=target,prompt=…,info=a+b")
     add("--bad", choices=("refuse", "skip"), default="refuse", help="what to do about rows that cannot be used")
     add("--deadline", type=float, metavar="S", help="most seconds for one answer (default: math 2, a function 5)")

@@ -40,8 +40,8 @@ def context(patient: Patient) -> list[Finding]:
     name, stage, window = "context", patient.stage, patient.model.config.max_position_embeddings
     render = patient.policy.renderer.prompt
     longest = max(len(render(stage.task.problem("train", index).messages)) for index in range(_LOOKED_AT))
-    most = longest + stage.max_tokens
-    what = f"longest prompt {longest} + max_tokens {stage.max_tokens} = {most}, context {window} tokens"
+    most = longest + stage.longest
+    what = f"longest prompt {longest} + max_tokens {stage.longest} = {most}, context {window} tokens"
     if longest >= window:
         return [Finding(name, "fail", what, "such a prompt leaves no room for a reply: drop long prompts")]
     if most > window:

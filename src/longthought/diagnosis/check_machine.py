@@ -62,7 +62,7 @@ def estimate(patient: Patient) -> dict[str, float]:
         trained = min(numbers, stage.adapter.rank * per_layer * config.num_hidden_layers)
     moments = 2 if isinstance(stage.optimizer, AdamW) else 1.3
     prompt = max((len(prompt) for prompt, _ in patient.played.replies), default=0)
-    row = min(config.max_position_embeddings, prompt + stage.max_tokens)
+    row = min(config.max_position_embeddings, prompt + stage.longest)
     slots = stage.workers * min(stage.engine.slots, math.ceil(stage.prompts * stage.samples / stage.workers))
     kept = _ACTIVATIONS * config.hidden_size + 4 * config.intermediate_size
     tokens = max(stage.learner.micro_tokens, row)

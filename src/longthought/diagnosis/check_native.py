@@ -24,12 +24,11 @@ def native(patient: Patient) -> list[Finding]:
         if library.wish() == library.OFF:
             return [Finding(name, "skipped", f"{library.why_not()}: PyTorch computes alone")]
         return [Finding(name, "warn", f"does not serve: {library.why_not()}", f"{_SLOWER}: {_INSTALL}")]
-    unfit = {use: unsupported(patient.model, use == _TRAINING) for use in (_SAMPLING, _TRAINING)}
-    if any(unfit.values()):
-        return [Finding(name, "warn", _said(unfit), f"{_SLOWER}: PyTorch does it")]
+    if why := unsupported(patient.model):
+        return [Finding(name, "warn", f"cannot compute this model: {why}", f"{_SLOWER}: PyTorch does it")]
     chosen = {
         _SAMPLING: native_choice(patient.model, patient.stage.engine.precision),
-        _TRAINING: native_choice(patient.model, patient.stage.learner.precision, for_training=True),
+        _TRAINING: native_choice(patient.model, patient.stage.learner.precision),
     }
     types = {use: str(pair[1]).removeprefix("torch.") for use, pair in chosen.items() if pair is not None}
     if not types:
@@ -44,10 +43,3 @@ def native(patient: Patient) -> list[Finding]:
     if library.wish():
         return [Finding(name, "ok", f"{what}, but {library.VARIABLE} says {found.name}")]
     return [Finding(name, "warn", f"{what}: {library.PLACE.missing(best)}", f"{_SLOWER}: a newer compiler")]
-
-
-def _said(unfit: dict[str, str]) -> str:
-    """What the core cannot do, and why."""
-    if len(set(unfit.values())) == 1:
-        return f"cannot compute this model: {unfit[_TRAINING]}"
-    return "; ".join(f"is of no use for {use}: {why}" for use, why in unfit.items() if why)

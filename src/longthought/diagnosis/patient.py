@@ -122,6 +122,8 @@ class Patient:
             samples=min(stage.samples, _REPLIES),
             updates=1,
             max_tokens=min(stage.max_tokens, _LIMIT),
+            longer=(),
+            hacking=None,
             save_every=STEPS,
             workers=1,
             reference_every=0,

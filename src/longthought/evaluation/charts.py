@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from longthought.evaluation.headline import duration, printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -91,6 +93,15 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """One measure of many things that stand below each other: series over their numbers, each with its intervals."""
+
+    title: str
+    xlabel: str
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """One bar; bars of one group share a colour and an entry in the legend."""
 
@@ -126,6 +137,22 @@ def chart(panel: Panel) -> str:
     return _inline(_panels([panel], (5.4, 3.1)), panel.title)
 
 
+def strip(panels: Sequence[Panel], title: str) -> str:
+    """Inline SVG of panels side by side."""
+    return _inline(_panels(panels, (3.2 * len(panels), 2.5)), title)
+
+
+def dots(names: Sequence[str], columns: Sequence[Column], title: str) -> str:
+    """Inline SVG: a line for every name, from top to bottom; a column of points with intervals for every measure."""
+    return _inline(_dots(names, columns, transparent=True), title)
+
+
+def dots_picture(names: Sequence[str], columns: Sequence[Column]) -> str:
+    """The same as a stand-alone SVG file on white."""
+    svg = _dots(names, columns, transparent=False)
+    return svg[svg.index("<svg") :].replace(INK, "#24292f")
+
+
 def bars(entries: Sequence[Bar], xlabel: str, title: str) -> str:
     """Inline SVG of horizontal bars in the given order, each with its value and its share of the sum."""
 
@@ -137,7 +164,7 @@ def bars(entries: Sequence[Bar], xlabel: str, title: str) -> str:
             colour = PALETTE[groups.index(entry.group) % len(PALETTE)]
             first = all(earlier.group != entry.group for earlier in entries[:row])
             axes.barh(row, entry.value, color=colour, height=0.7, label=_short(entry.group) if first else None)
-            text = f"{_seconds(entry.value)} · {100 * entry.value / total:.0f} %"
+            text = f"{duration(entry.value)} · {100 * entry.value / total:.0f} %"
             axes.annotate(text, (entry.value, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(entries)), [_short(entry.label) for entry in entries])
         axes.invert_yaxis()
@@ -164,8 +191,47 @@ def _panels(panels: Sequence[Panel], size: tuple[float, float], transparent: boo
     return _render(draw, size, transparent)
 
 
+def _dots(names: Sequence[str], columns: Sequence[Column], transparent: bool) -> str:
+    most = max((len(column.series) for column in columns), default=1)
+    height = 1.2 + (0.24 + 0.1 * most) * len(names)
+
+    def draw(figure: Figure) -> None:
+        widths = [1.6, *[1.0] * (len(columns) - 1)]
+        every = figure.subplots(1, len(columns), sharey=True, width_ratios=widths, squeeze=False)[0]
+        for axes, column in zip(every, columns):
+            _draw_column(axes, column, len(names))
+        every[0].set_yticks(range(len(names)), [_short(name) for name in names])
+        every[0].set_ylim(len(names) - 0.5, -0.5)
+        if most > 1:
+            figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+
+    return _render(draw, (9.9, height + 0.2 * most), transparent)
+
+
+def _draw_column(axes: Any, column: Column, rows: int) -> None:
+    axes.set_title(_short(column.title))
+    axes.set_xlabel(column.xlabel)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+    between = [row + 0.5 for row in range(rows - 1)]
+    axes.hlines(between, 0, 1, transform=axes.get_yaxis_transform(), color=INK, alpha=0.1, linewidth=0.6)
+    values = [v for s in column.series for v in (*s.y, *s.low) if v is not None and math.isfinite(v)]
+    for number, series in enumerate(column.series):
+        if not series.measured:
+            continue
+        x = _floats(series.y)
+        low, high = (_floats(bound or [None] * len(x)) for bound in (series.low, series.high))
+        reach = list(zip(*((_reach(v - a), _reach(b - v)) for v, a, b in zip(x, low, high))))
+        at = [row + 0.5 * ((number + 0.5) / len(column.series) - 0.5) for row in series.x]
+        style = {"color": PALETTE[number % len(PALETTE)], "fmt": "o", "markersize": 4.5, "elinewidth": 1.3}
+        axes.errorbar(x, at, xerr=reach, label=_short(series.label), **style)
+    axes.margins(x=0.08)
+    if values and min(values) >= 0:
+        axes.set_xlim(left=0)
+
+
 def _draw(axes: Any, panel: Panel) -> None:
-    axes.set_title(panel.title)
+    axes.set_title(printable(panel.title))
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     if not panel.measured:
@@ -260,16 +326,8 @@ def _thin(values: Sequence[float]) -> list[float]:
 
 def _short(label: str) -> str:
     # matplotlib drops legend entries that begin with an underscore
-    text = label.lstrip("_") or "(no name)"
+    text = printable(label).lstrip("_") or "(no name)"
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _seconds(value: float) -> str:
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
 def _render(draw: Any, size: tuple[float, float], transparent: bool) -> str:
@@ -312,5 +370,5 @@ def _inline(svg: str, title: str) -> str:
     used = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="c{digest}-{m.group(1)}"' if m.group(1) in used else "", body)
     body = re.sub(r'((?:href="|url\()#)', rf"\g<1>c{digest}-", body)
-    start = f'<svg viewBox="{box}" stroke-linejoin="round" role="img" aria-label="{html.escape(title)}">'
+    start = f'<svg viewBox="{box}" stroke-linejoin="round" role="img" aria-label="{html.escape(printable(title))}">'
     return start + body.replace(INK, "currentColor").strip()

@@ -125,7 +125,20 @@ def summarize(groups: Sequence[Group], lexicon: Lexicon, step: int | None = None
         cut=_share([[float(r.completion.finish in CUT) for r in g] for g in groups]),
         pass_at_k=tuple((k, _pass_at(groups, k)) for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= samples),
         step=step,
+        parts={name: _part(list(means.values())) for name, means in part_means(groups).items()},
     )
+
+
+def part_means(groups: Sequence[Group]) -> dict[str, dict[int, float]]:
+    """Mean of every named part of the score, by the number of the problem; problems whose replies lack it have none."""
+    names = sorted({name for group in groups for rollout in group for name in rollout.score.parts})
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for number, group in enumerate(groups):
+        for name in names:
+            known = [r.score.parts[name] for r in group if name in r.score.parts]
+            if known:
+                found[name][number] = sum(known) / len(known)
+    return found
 
 
 def behaviour(rollout: Rollout, lexicon: Lexicon) -> Behaviour:
@@ -148,6 +161,11 @@ def _pass_at(groups: Sequence[Group], k: int) -> Estimate:
 def _estimate(values: Sequence[Sequence[float]]) -> Estimate:
     low, high = mean_interval(values)
     return Estimate(_mean(values), low, high)
+
+
+def _part(means: Sequence[float]) -> Estimate:
+    """Without an interval where a single problem has the part."""
+    return _estimate([[mean] for mean in means]) if len(means) > 1 else Estimate(means[0])
 
 
 def _share(values: Sequence[Sequence[float]]) -> Estimate:

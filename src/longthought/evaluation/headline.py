@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from longthought.evaluation.report_data import Estimate, EvaluationSummary, ReportData
+from longthought.evaluation.road_data import Measurement, Road, Stop
 
 NOT_MEASURED = "not measured yet"
+_TELLING = ("tokens read", "tokens sampled", "examples", "judgements", "held-out accuracy", "kept", "pairs")
+_THOUSANDS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class _Measure:
     field: str
     show: Callable[[float | None], str]
     ratio: bool
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates replaced by ``�``; new lines and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
 
 
 def number(value: float | None) -> str:
@@ -60,6 +69,36 @@ def with_interval(estimate: Estimate | None, show: Callable[[float | None], str]
     return f"{show(estimate.value)} [{low}, {high}]"
 
 
+def points(difference: Estimate) -> str:
+    """A difference of two shares: ``+33.2 points [29.0, 37.4]``."""
+    text = f"{_signed(difference.value)} points"
+    if difference.low is None or difference.high is None:
+        return text
+    return f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]"
+
+
+def duration(value: float) -> str:
+    """``59.0 s``, ``14 min 03 s``, ``2 h 05 min``."""
+    if not math.isfinite(value):
+        return NOT_MEASURED
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def flops(value: float) -> str:
+    """``761 GFLOP``: three digits, by thousands."""
+    return f"{scaled(value)}FLOP" if math.isfinite(value) else NOT_MEASURED
+
+
+def scaled(value: float) -> str:
+    """``761 G``, ``7.48 M``, ``12 ``: three digits and a prefix; the unit is to follow."""
+    power = min(len(_THOUSANDS) - 1, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {_THOUSANDS[power]}"
+
+
 MEASURES: tuple[_Measure, ...] = (
     _Measure("pass@1", "accuracy", percent, True),
     _Measure("response length (tokens)", "length", number, True),
@@ -75,7 +114,7 @@ def rows(data: ReportData) -> list[Row]:
     """The headline table: every measure of base and trained model, then the facts of the run."""
     table = [_measure_row(data, measure) for measure in MEASURES]
     if data.difference is not None:
-        table.insert(1, Row("pass@1, trained − base on the same problems", "", None, _points(data.difference)))
+        table.insert(1, Row("pass@1, trained − base on the same problems", "", None, points(data.difference)))
     sizes = [_size(data.base), _size(data.trained)]
     table.append(Row("problems × samples", sizes[0], sizes[1], ""))
     table.append(Row("seed", _count(data.seed)))
@@ -85,6 +124,8 @@ def rows(data: ReportData) -> list[Row]:
 
 def sentence(data: ReportData) -> str:
     """What happened, in plain words; never more than was measured."""
+    if data.road is not None:
+        return road_sentence(data.road)
     base, trained = _estimate(data.base, "accuracy"), _estimate(data.trained, "accuracy")
     if base is None and trained is None:
         return "Neither the base model nor the trained model was evaluated yet, so there is no result to state."
@@ -101,6 +142,75 @@ def sentence(data: ReportData) -> str:
         f"its base solved {percent(base.value)}{_times(base, trained)}."
     )
     return result + _thinking(data) + _certainty(data, base, trained)
+
+
+def road_sentence(road: Road) -> str:
+    """How far the road went, what it cost, and on every task the best model beside the one that it comes from."""
+    done = sum(stop.finished for stop in road.stops)
+    state = "all finished" if done == len(road.stops) else f"{done:,} finished"
+    seconds = sum(stop.seconds or 0.0 for stop in road.stops)
+    work = sum(stop.flops or 0.0 for stop in road.stops)
+    costs = f", {duration(seconds)} of work{f', {flops(work)}' if work else ''}" if seconds else ""
+    stages = f"{len(road.stops):,} stage{'' if len(road.stops) == 1 else 's'}"
+    results = [_best(road, task) for task in road.tasks] or [
+        "No model was evaluated yet, so there is no result to state."
+    ]
+    return f"{stages}, {state}{costs}. {' '.join(results)}"
+
+
+def _best(road: Road, task: str) -> str:
+    models = dict.fromkeys(one.model for one in road.measurements if one.task == task)
+    known = [(estimate.value, one) for m in models if (one := road.measured(m, task)) and (estimate := _of(one))]
+    if not known:
+        return f"On {task}, accuracy is {NOT_MEASURED}."
+    value, best = max(known, key=lambda pair: pair[0])
+    text = f"On {task}, {best.model} solves {percent(value)} at the first try"
+    first = road.measured(best.total.against, task) if best.total is not None else None
+    if best.total is None or first is None:
+        others = len(known) - 1
+        return f"{text}{f', the most of {others + 1} models' if others else ''}."
+    was = percent(_value(_of(first)))
+    return f"{text}; {first.model}, from which it comes, solves {was}: {points(best.total.accuracy)}."
+
+
+def _of(measurement: Measurement) -> Estimate | None:
+    return _estimate(measurement.summary, "accuracy")
+
+
+def facts(stop: Stop) -> list[str]:
+    """What a stage used and made, each with its number."""
+    told = [f"task: {stop.task}"] if stop.task else []
+    if stop.steps is not None and stop.makes in ("model", "reward model", "other"):
+        unfinished = stop.planned is not None and stop.planned != stop.steps
+        told.append(f"steps {stop.steps:,}" + (f" of {stop.planned:,}" if unfinished else ""))
+    return told + [
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {number(value)}" for name, value in stop.data
+    ]
+
+
+def brief(stop: Stop) -> str:
+    """The most telling facts of a stage, short: ``120 steps, 2.81 M tokens sampled``."""
+    told = [f"{stop.steps:,} steps"] if stop.steps is not None and stop.makes == "model" else []
+    if told and stop.planned is not None and stop.planned != stop.steps:
+        told = [f"{stop.steps:,} of {stop.planned:,} steps"]
+    known = [(name, value) for name, value in stop.data if name.startswith(_TELLING)]
+    return ", ".join(
+        told + [f"{scaled(value).strip() if value >= 1 else number(value)} {name}" for name, value in known]
+    )
+
+
+def shown_parts(measurements: Iterable[Measurement]) -> list[str]:
+    """Parts of the score that have no column of their own."""
+    names = dict.fromkeys(name for one in measurements for name in one.summary.parts)
+    return [name for name in names if name not in ("accuracy", "format")]
+
+
+def difference(estimate: Estimate) -> str:
+    """``+0.31 [0.22, 0.40]``, of what is no share."""
+    text = f"{estimate.value:+.2f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return text.replace("-", "−")
 
 
 def _times(base: Estimate, trained: Estimate) -> str:
@@ -147,13 +257,6 @@ def _change(measure: _Measure, base: Estimate | None, trained: Estimate | None) 
         return f"{_signed(trained.value - base.value)} points"
     ratio = _ratio(base, trained)
     return f"× {ratio:.2f}" if ratio is not None else "from zero"
-
-
-def _points(difference: Estimate) -> str:
-    text = f"{_signed(difference.value)} points"
-    if difference.low is None or difference.high is None:
-        return text
-    return f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]"
 
 
 def _signed(share: float) -> str:

@@ -1,8 +1,14 @@
-"""The frame of a report page: head, style, and where the sections go."""
+"""What a report page is built of: its frame and style, tables, figures, replies. Every text in it is escaped."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterable, Sequence
 from string import Template
+
+from longthought.evaluation.headline import NOT_MEASURED
+from longthought.evaluation.report_data import Reply
+from longthought.evaluation.terminal import marked, printable, verdict
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --page: #ffffff; --card: #f6f8fa; --line: #d1d9e0;
@@ -33,6 +39,10 @@ details { margin: 0.8rem 0; border: 1px solid var(--line); border-radius: 6px; p
 summary { cursor: pointer; overflow-wrap: anywhere; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1.4rem; }
 .sides > div { min-width: 0; }
+.road td, .road th { font-size: 0.86rem; padding-right: 1.1rem; } .road tbody th { font-weight: 600; }
+.road div, .road.numbers th { white-space: nowrap; } .road .used { min-width: 14rem; max-width: 26rem; }
+ .road .up { color: var(--right); } .road .down { color: var(--wrong); }
+figure.strip svg { max-width: 1100px; }
 pre { margin: 0.3rem 0; padding: 0.7rem 0.9rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; unicode-bidi: isolate;
   font: 0.84rem/1.6 ui-monospace, "DejaVu Sans Mono", monospace; }
@@ -56,3 +66,50 @@ $body</body>
 </html>
 """
 )
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table; nothing in it counts as not measured."""
+    lines = ["".join(cell(text) for text in row) for row in body]
+    if not lines:
+        return missing()
+    top = "".join(f'<th scope="col">{safe(name)}</th>' for name in head) if any(head) else ""
+    content = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{content}</tbody></table></div>'
+    )
+
+
+def cell(text: str) -> str:
+    """One cell of a table."""
+    return f'<td class="quiet">{safe(text)}</td>' if text == NOT_MEASURED else f"<td>{safe(text)}</td>"
+
+
+def figure(content: str, reading: str, kind: str = "") -> str:
+    """A chart with how to read it."""
+    return f'<figure class="{kind}">{content}<figcaption>How to read it: {safe(reading)}</figcaption></figure>\n'
+
+
+def missing() -> str:
+    """In the place of what was not measured."""
+    return f'<p class="missing">{NOT_MEASURED}</p>'
+
+
+def safe(text: str) -> str:
+    """Text that is nothing but text."""
+    return html.escape(printable(text))
+
+
+def spoken(name: str, reply: Reply | None, words: frozenset[str]) -> str:
+    """One reply of the model of this name; ``words`` are marked in its reasoning."""
+    if reply is None:
+        return f"<div><h4>{safe(name)}</h4>{missing()}</div>"
+    colour = {True: "right", False: "wrong", None: "ungraded"}[reply.correct]
+    evidence = f'<p class="quiet">{safe(reply.evidence)}</p>' if reply.evidence else ""
+    pieces = marked(printable(reply.text), words)
+    text = "".join(f"<mark>{safe(piece)}</mark>" if rejected else safe(piece) for piece, rejected in pieces)
+    return (
+        f'<div><h4>{safe(name)} <span class="{colour}">{verdict(reply)}</span> '
+        f'<span class="quiet">{reply.tokens:,} tokens · {safe(reply.finish)}</span></h4>'
+        f"<pre>{text}</pre>{evidence}</div>"
+    )

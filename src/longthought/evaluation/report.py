@@ -6,13 +6,12 @@ setting is escaped, and a content security policy forbids scripts in case one we
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from longthought.evaluation.charts import SMOOTHING, Bar, bars, chart, picture_svg
+from longthought.evaluation.charts import SMOOTHING, Bar, bars, chart, dots_picture, picture_svg
 from longthought.evaluation.curves import (
     RESULTS,
     CurvePanel,
@@ -22,7 +21,7 @@ from longthought.evaluation.curves import (
     specialist_curves,
 )
 from longthought.evaluation.headline import NOT_MEASURED, number, percent, rows, sentence, with_interval
-from longthought.evaluation.page import PAGE
+from longthought.evaluation.page import PAGE, cell, figure, missing, safe, spoken, table
 from longthought.evaluation.report_data import (
     Curve,
     DocumentKind,
@@ -34,7 +33,9 @@ from longthought.evaluation.report_data import (
     TimePart,
     Transcript,
 )
-from longthought.evaluation.terminal import marked, printable, terminal_summary, verdict
+from longthought.evaluation.road_charts import columns, measured_models
+from longthought.evaluation.road_page import road_sections, time_by_stage
+from longthought.evaluation.terminal import terminal_summary, verdict
 
 __all__ = [
     "Curve",
@@ -56,27 +57,40 @@ _OPEN_TRANSCRIPTS = 2
 
 def write_report(data: ReportData, path: Path) -> None:
     """Write the report to ``path``; a reader never sees half a file. Equal data gives equal bytes."""
-    sections = (
+    sections = _sections(data)
+    links = "".join(f'<a href="#{name}">{safe(title)}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}"><h2>{i}. {safe(title)}</h2>\n{content}</section>\n'
+        for i, (name, title, content) in enumerate(sections, 1)
+    )
+    task = f'<p class="task">{safe(data.task)}</p>' if data.task else ""
+    page = PAGE.substitute(title=safe(data.title), task=task, links=links, body=body)
+    _write(path, page)
+
+
+def _sections(data: ReportData) -> tuple[tuple[str, str, str], ...]:
+    """(id, title, content) of each."""
+    settings = ("settings", "Settings, and how to run it again", _settings(data))
+    seen = ("seen", "What the base had seen", _seen(data))
+    if data.road is not None:
+        time = ("time", "Where the time went", time_by_stage(data.road) + _machine(data))
+        return (*road_sections(data, data.road), *((seen,) if data.seen else ()), time, settings)
+    return (
         ("result", "Result", _result(data)),
         ("curves", "While it learned", _curves(data)),
         ("pass-at-k", "pass@k: what it can do with more tries", _pass_at_k(data)),
         ("transcripts", "Answers before and after", _transcripts(data)),
-        *((("seen", "What the base had seen", _seen(data)),) if data.own_base else ()),
+        *((seen,) if data.own_base else ()),
         ("time", "Where the time went", _time(data)),
-        ("settings", "Settings, and how to run it again", _settings(data)),
+        settings,
     )
-    links = "".join(f'<a href="#{name}">{_safe(title)}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}"><h2>{i}. {_safe(title)}</h2>\n{content}</section>\n'
-        for i, (name, title, content) in enumerate(sections, 1)
-    )
-    task = f'<p class="task">{_safe(data.task)}</p>' if data.task else ""
-    page = PAGE.substitute(title=_safe(data.title), task=task, links=links, body=body)
-    _write(path, page)
 
 
 def picture(data: ReportData, path: Path) -> None:
-    """Write accuracy, length, rejected attempts and pass@k, side by side, to an SVG file."""
+    """Write accuracy, length, rejected attempts and pass@k, side by side, to an SVG file; of a road, all its models."""
+    if data.road is not None and data.road.measurements:
+        _write(path, dots_picture(measured_models(data.road), columns(data.road)))
+        return
     _write(path, picture_svg(picture_panels(data)))
 
 
@@ -85,16 +99,16 @@ def _result(data: ReportData) -> str:
     for row in rows(data):
         cells = [row.base, row.trained, row.change]
         merged = row.trained is None and row.change is None
-        shown = f'<td colspan="3">{_safe(row.base)}</td>' if merged else "".join(_cell(cell or "") for cell in cells)
-        body.append(f'<tr><th scope="row">{_safe(row.label)}</th>{shown}</tr>')
+        shown = f'<td colspan="3">{safe(row.base)}</td>' if merged else "".join(cell(text or "") for text in cells)
+        body.append(f'<tr><th scope="row">{safe(row.label)}</th>{shown}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", "base", "trained", "change"))
     note = (
         "pass@1 is the share of single tries that are right. In brackets: the 95 % interval. All numbers of this table "
         "are from problems that were held out of training."
     )
-    table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    headline = f'<p class="headline">{_safe(sentence(data))}</p>'
-    return f'{headline}<div class="scroll">{table}</div><p class="reading">{note}</p>'
+    numbers = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    headline = f'<p class="headline">{safe(sentence(data))}</p>'
+    return f'{headline}<div class="scroll">{numbers}</div><p class="reading">{note}</p>'
 
 
 def _curves(data: ReportData) -> str:
@@ -114,8 +128,8 @@ def _curves(data: ReportData) -> str:
 def _curve(panel: CurvePanel, data: ReportData) -> str:
     drawn = panel.panel(data)
     if drawn.measured:
-        return _figure(chart(drawn), panel.reading)
-    return _figure(f'<p class="chart-title">{_safe(panel.title)}</p>{_missing()}', panel.reading)
+        return figure(chart(drawn), panel.reading)
+    return figure(f'<p class="chart-title">{safe(panel.title)}</p>{missing()}', panel.reading)
 
 
 def _pass_at_k(data: ReportData) -> str:
@@ -126,72 +140,61 @@ def _pass_at_k(data: ReportData) -> str:
     )
     models = [dict(model.pass_at_k) if model is not None else {} for model in (data.base, data.trained)]
     ks = sorted(set(models[0]) | set(models[1]))
-    table = [(f"{k}", *(with_interval(model.get(k), percent) for model in models)) for k in ks]
-    figure = _figure(chart(drawn) if drawn.measured else _missing(), reading)
-    return f'<div class="charts">{figure}<div>{_table(("k", "base", "trained"), table, kind="numbers")}</div></div>'
+    rungs = [(f"{k}", *(with_interval(model.get(k), percent) for model in models)) for k in ks]
+    drawing = figure(chart(drawn) if drawn.measured else missing(), reading)
+    return f'<div class="charts">{drawing}<div>{table(("k", "base", "trained"), rungs, kind="numbers")}</div></div>'
 
 
 def _transcripts(data: ReportData) -> str:
     if not data.transcripts:
-        return _missing()
+        return missing()
     shown = []
     for position, transcript in enumerate(data.transcripts):
         replies = (("base", transcript.before), ("trained", transcript.after))
         verdicts = " → ".join(NOT_MEASURED if reply is None else verdict(reply) for _, reply in replies)
-        sides = "".join(_reply(name, reply, data.rejection_words) for name, reply in replies)
+        sides = "".join(spoken(name, reply, data.rejection_words) for name, reply in replies)
         shown.append(
-            f"<details{' open' if position < _OPEN_TRANSCRIPTS else ''}><summary>{_safe(transcript.prompt)} "
-            f'<span class="quiet">{_safe(transcript.problem)} · {verdicts}</span></summary>'
+            f"<details{' open' if position < _OPEN_TRANSCRIPTS else ''}><summary>{safe(transcript.prompt)} "
+            f'<span class="quiet">{safe(transcript.problem)} · {verdicts}</span></summary>'
             f'<div class="sides">{sides}</div></details>'
         )
     note = "The same problems before and after training. Marked words reject an attempt of the model's own."
     return f'<p class="reading">{note}</p>{"".join(shown)}'
 
 
-def _reply(name: str, reply: Reply | None, words: frozenset[str]) -> str:
-    if reply is None:
-        return f"<div><h4>{name}</h4>{_missing()}</div>"
-    colour = {True: "right", False: "wrong", None: "ungraded"}[reply.correct]
-    evidence = f'<p class="quiet">{_safe(reply.evidence)}</p>' if reply.evidence else ""
-    pieces = marked(printable(reply.text), words)
-    text = "".join(f"<mark>{_safe(piece)}</mark>" if rejected else _safe(piece) for piece, rejected in pieces)
-    return (
-        f'<div><h4>{name} <span class="{colour}">{verdict(reply)}</span> '
-        f'<span class="quiet">{reply.tokens:,} tokens · {_safe(reply.finish)}</span></h4>'
-        f"<pre>{text}</pre>{evidence}</div>"
-    )
-
-
 def _seen(data: ReportData) -> str:
-    paragraphs = "".join(f"<p>{_safe(part.strip())}</p>" for part in data.seen.split("\n\n") if part.strip())
+    paragraphs = "".join(f"<p>{safe(part.strip())}</p>" for part in data.seen.split("\n\n") if part.strip())
     kinds = [(kind.name, percent(kind.share), kind.example) for kind in data.document_kinds]
     checks = [
         (c.check, number(c.measured), c.needed, {True: "yes", False: "no", None: NOT_MEASURED}[c.passed])
         for c in data.gate
     ]
     return (
-        f"{paragraphs or _missing()}<h3>Documents of the corpus</h3>"
-        f"{_table(('kind', 'share', 'example'), kinds, kind='examples')}<h3>Readiness gate</h3>"
+        f"{paragraphs or missing()}<h3>Documents of the corpus</h3>"
+        f"{table(('kind', 'share', 'example'), kinds, kind='examples')}<h3>Readiness gate</h3>"
         '<p class="reading">What a base must be able to do before RL with rule rewards can teach it anything.</p>'
-        f"{_table(('check', 'measured', 'needed', 'passed'), checks)}"
+        f"{table(('check', 'measured', 'needed', 'passed'), checks)}"
     )
 
 
 def _time(data: ReportData) -> str:
     entries = [Bar(part.stage, f"{part.stage} · {part.part}", part.seconds) for part in data.time_parts]
-    drawn = bars(entries, "wall-clock time (s)", "Time by stage and part") if entries else _missing()
+    drawn = bars(entries, "wall-clock time (s)", "Time by stage and part") if entries else missing()
     reading = "Each bar is the wall-clock time of one part, with its share of the whole."
     speeds = [(what, number(speed)) for what, speed in data.speeds]
+    return f"{figure(drawn, reading, 'wide')}<h3>Speed</h3>{table(('', 'tokens per second'), speeds)}{_machine(data)}"
+
+
+def _machine(data: ReportData) -> str:
     return (
-        f"{_figure(drawn, reading, 'wide')}<h3>Speed</h3>{_table(('', 'tokens per second'), speeds)}"
-        f"<h3>Machine</h3>{_table(('', ''), sorted(data.machine.items()))}"
-        f"<h3>Versions</h3>{_table(('', ''), sorted(data.versions.items()))}"
+        f"<h3>Machine</h3>{table(('', ''), sorted(data.machine.items()))}"
+        f"<h3>Versions</h3>{table(('', ''), sorted(data.versions.items()))}"
     )
 
 
 def _settings(data: ReportData) -> str:
-    command = f"<pre>{_safe(data.command)}</pre>" if data.command else _missing()
-    settings = _table(("setting", "value"), sorted(flatten(data.settings)), kind="settings")
+    command = f"<pre>{safe(data.command)}</pre>" if data.command else missing()
+    settings = table(("setting", "value"), sorted(flatten(data.settings)), kind="settings")
     return f"<h3>Command</h3>{command}<h3>Settings</h3>{settings}"
 
 
@@ -214,33 +217,6 @@ def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "") -> str:
-    lines = ["".join(_cell(cell) for cell in row) for row in body]
-    if not lines:
-        return _missing()
-    top = "".join(f'<th scope="col">{_safe(name)}</th>' for name in head) if any(head) else ""
-    content = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{content}</tbody></table></div>'
-    )
-
-
-def _cell(text: str) -> str:
-    return f'<td class="quiet">{_safe(text)}</td>' if text == NOT_MEASURED else f"<td>{_safe(text)}</td>"
-
-
-def _figure(content: str, reading: str, kind: str = "") -> str:
-    return f'<figure class="{kind}">{content}<figcaption>How to read it: {_safe(reading)}</figcaption></figure>\n'
-
-
-def _missing() -> str:
-    return f'<p class="missing">{NOT_MEASURED}</p>'
-
-
-def _safe(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _write(path: Path, text: str) -> None:

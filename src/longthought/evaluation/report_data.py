@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longthought.evaluation.road_data import Road
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class EvaluationSummary:
     accuracy: pass@1.  length: tokens of a reply.  rejections, reflections: words per reply.  format_rate: replies that
     could be parsed.  mixing: replies in more than one language.  cut: replies ended by the token limit.
     pass_at_k: (k, estimate) in rising k.  step: RL steps of the model.
+    parts: mean of every named part of the score, over the problems whose score has it.
     """
 
     problems: int
@@ -61,6 +66,7 @@ class EvaluationSummary:
     cut: Estimate | None = None
     pass_at_k: tuple[tuple[int, Estimate], ...] = ()
     step: int | None = None
+    parts: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ class ReportData:
     own_base: whether the run made its base itself; what a base from elsewhere had seen is not known.
     seen: what the base model had seen before RL, in plain text.  speeds: (what, tokens per second).
     settings: may be nested; the report flattens them.  command: reproduces the run, exactly.
-    rejection_words: highlighted in the transcripts.
+    rejection_words: highlighted in the transcripts.  road: of a run with other stages than these.
     """
 
     title: str
@@ -145,6 +151,7 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
+    road: Road | None = None
 
 
 CURVE_NAMES: tuple[str, ...] = (

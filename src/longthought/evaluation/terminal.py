@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -13,8 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from longthought.evaluation.behaviours import occurrences, reasoning_of
-from longthought.evaluation.headline import NOT_MEASURED, number, percent, rows, sentence, with_interval
+from longthought.evaluation.headline import (
+    NOT_MEASURED,
+    number,
+    percent,
+    printable,
+    rows,
+    sentence,
+    with_interval,
+)
 from longthought.evaluation.report_data import CURVE_NAMES, Curve, EvaluationSummary, Reply, ReportData
+from longthought.evaluation.road_terminal import road_tables
+
+__all__ = ["BLOCKS", "marked", "printable", "sparkline", "terminal_summary", "verdict"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 _TRANSCRIPTS = 2
@@ -24,10 +34,11 @@ _WIDTH = 32
 
 def terminal_summary(data: ReportData) -> RenderableType:
     """What rich prints at the end of a run. In model output no markup and no control character acts."""
+    head = Text(printable(data.title), style="bold"), Text(printable(sentence(data))), Text()
+    if data.road is not None:
+        return Group(*head, road_tables(data.road))
     return Group(
-        Text(printable(data.title), style="bold"),
-        Text(sentence(data)),
-        Text(),
+        *head,
         _headline(data),
         _curves(data),
         _pass_at_k(data),
@@ -43,11 +54,6 @@ def sparkline(values: Sequence[float | None], width: int = _WIDTH) -> str:
         return ""
     least, span = min(known), max(known) - min(known)
     return "".join(" " if value is None else _block(value, least, span) for value in bins)
-
-
-def printable(text: str) -> str:
-    """The text with control characters and lone surrogates replaced by ``�``; new lines and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
 
 
 def marked(text: str, words: frozenset[str]) -> list[tuple[str, bool]]:

@@ -30,21 +30,16 @@ def check_precision(owner: str, precision: str) -> None:
         raise SettingsError(f"{owner}: precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
 
 
-def native(model: nn.Module, precision: Precision, for_training: bool = False) -> Core | None:
+def native(model: nn.Module, precision: Precision) -> Core | None:
     """The functions of the native core that compute this model; None where PyTorch does. See ``native_choice``."""
-    chosen = native_choice(model, precision, for_training)
+    chosen = native_choice(model, precision)
     return None if chosen is None else core(*chosen)
 
 
-def native_choice(
-    model: nn.Module, precision: Precision, for_training: bool = False
-) -> tuple[Library, torch.dtype] | None:
-    """The library that computes this model, and its type of numbers; None where PyTorch computes it.
-
-    for_training: what a learner asks, whose packed sequences have kernels of their own; otherwise it is decoding.
-    """
+def native_choice(model: nn.Module, precision: Precision) -> tuple[Library, torch.dtype] | None:
+    """The library that computes this model, and its type of numbers; None where PyTorch computes it."""
     library = available()
-    if library is None or unsupported(model, for_training):
+    if library is None or unsupported(model):
         return None
     if library.name == "plain" and wish() != "plain":
         return None  # slower than PyTorch's own products
@@ -52,9 +47,9 @@ def native_choice(
     return library, torch.bfloat16 if narrow else torch.float32
 
 
-def products(model: nn.Module, precision: Precision, for_training: bool = False) -> torch.dtype:
+def products(model: nn.Module, precision: Precision) -> torch.dtype:
     """The type of the numbers that are multiplied, by whoever computes the model."""
-    chosen = native_choice(model, precision, for_training)
+    chosen = native_choice(model, precision)
     return _by_pytorch(model, precision) if chosen is None else chosen[1]
 
 

@@ -18,9 +18,11 @@ from longthought.runs.run import Run
 
 SHIPPED = {
     "tiny": "longthought.recipes.tiny:tiny",
+    "r1": "longthought.recipes.r1:r1",
     "r1_zero": "longthought.recipes.r1_zero:r1_zero",
     "pretrain": "longthought.recipes.pretrain:pretrain",
     "sft": "longthought.recipes.sft:sft",
+    "flywheel": "longthought.recipes.flywheel:flywheel",
 }
 
 

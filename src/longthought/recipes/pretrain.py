@@ -15,9 +15,9 @@ from longthought.models.presets import Architecture
 from longthought.recipes.sources import weighted
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
+from longthought.stages.guard import Spikes
+from longthought.stages.held_out import HeldOut
 from longthought.stages.pretrain import Cooldown, Pretrain
-from longthought.stages.pretrain_guard import Spikes
-from longthought.stages.pretrain_held_out import HeldOut
 from longthought.stages.pretrain_longer import LongContext
 from longthought.tasks.corpus import Corpus
 from longthought.tasks.corpus_files import FileCorpus

@@ -55,7 +55,7 @@ class Problems:
     bad: rows that cannot be used are listed and refused, or skipped and counted.
     test_share: share of the problems that is held out when there is no test file.
     verifier: math, exact, number, choice, set, or a function of yours, as mine.py:verify.
-    form: of a reply: think_answer, think, or free.
+    form: of a reply: think_answer, summary, think, or free.
     format_weight: reward of the form alone; not with free.
     strict: a reply without the form earns nothing.
     instruction: follows every question of a file on a line of its own, such as how to write the answer.

@@ -14,7 +14,7 @@ from longthought.models.precision import Precision
 from longthought.recipes.r1_zero import Adapter, model_in
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.run import Run
-from longthought.stages.pretrain_held_out import HeldOut
+from longthought.stages.held_out import HeldOut
 from longthought.stages.sft import SFT
 from longthought.stages.sft_rows import Long, Unfit
 from longthought.tasks.example_rows import ExampleFields

@@ -144,7 +144,7 @@ class TinySettings:
             raise SettingsError("rl.reference_every changes nothing without a KL term: set rl.beta, too")
 
 
-_RATES: Final[dict[Architecture, float]] = {"dense": 0.025, "deepseek_v3": 0.0075}
+RATES: Final[dict[Architecture, float]] = {"dense": 0.025, "deepseek_v3": 0.0075}
 """Of Muon. No norm holds queries and keys of latent attention, whose scores outgrow the softmax at the rate of the
 dense model, which has one (docs/deepseek_v3.md)."""
 
@@ -183,7 +183,7 @@ def task_of(settings: TinySettings) -> Countdown:
 def pretraining(settings: TinySettings) -> Pretrain:
     """The base: a transformer and the corpus that it reads."""
     base, task = settings.base, task_of(settings)
-    rate = _RATES[settings.arch] if base.muon_lr is None else base.muon_lr
+    rate = RATES[settings.arch] if base.muon_lr is None else base.muon_lr
     return Pretrain(
         corpus=CountdownWeb(task, base.corpus, settings.seed),
         vocabulary=tuple(vocabulary(task)),

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from longthought.algorithms.distillation import Distill
 from longthought.algorithms.weighting import token_mean
-from longthought.core.errors import NotFinite, RunMismatch, SettingsError
+from longthought.core.errors import SettingsError
 from longthought.core.protocols import Task, Weighting
 from longthought.core.types import Batch, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
@@ -27,8 +26,6 @@ from longthought.models.lora import LoRA
 from longthought.models.teacher_head import Divergence, Kind
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
-from longthought.runs.progress import progress
-from longthought.runs.state import JSON
 from longthought.stages.distillation_rows import (
     Prompts,
     Replies,
@@ -39,27 +36,26 @@ from longthought.stages.distillation_rows import (
     same_prompt,
     sampled,
 )
-from longthought.stages.pretrain_guard import Guard, GuardedLearner, Spike, Spikes
-from longthought.stages.pretrain_held_out import HeldOut
-from longthought.stages.sft_rows import Long, Rendered, Rendering, Unfit, in_steps
+from longthought.stages.epochs import Epochs, Plan, Rounds, check_counts
+from longthought.stages.guard import GuardedLearner
+from longthought.stages.held_out import HeldOut
+from longthought.stages.left_out import tell
+from longthought.stages.sft_rows import Long, Rendered, Rendering, Unfit, check_choices, in_steps
 from longthought.tasks.examples import Examples
 from longthought.training.batching import documents
-from longthought.training.learner import LearnerSettings
 from longthought.training.optimizer import AdamW
 from longthought.training.packing import shards
-from longthought.training.schedule import Leg, Schedule
-from longthought.training.sharding import ShardedLearner
 from longthought.training.tally import Tally
 from longthought.training.teaching import BesideTeacher, Measuring, Teacher
-from longthought.training.team import Team
+from longthought.training.team import Handler, Team
 
 _WATCHED = Distill(alpha=1.0, temperature=1.0)  # what is measured on what is held out, whatever is learned
 
 _warn = logging.getLogger(__name__).warning
 
 
-@dataclass(frozen=True)
-class Distillation:
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Epochs):
     """``epochs`` times over the examples, or ``steps`` steps: α T² D(teacher, student) + (1 − α) CE on every token of
     the replies (``algorithms.distillation.Distill``). The student's chat format is what both read.
 
@@ -70,15 +66,17 @@ class Distillation:
     ``max_tokens`` long; CE is left out there. Their prompts are those of the examples that they stand for, or, if
     given, the problems of ``task``. With 1 and a task no examples are needed.
     steps: instead of epochs.  examples_per_step: rows of one optimizer step.
-    lr, warmup, final, weighting, context, long, unfit, adapter, spikes: as in ``SFT``; the context may not exceed the
-    teacher's either.
+    weighting, long, unfit, adapter: as in ``SFT``.
     held_out: when the student is measured on examples held out, and on how many; also before and after. Without
     examples, on replies of the teacher to problems of the task's split ``dev``.
     learner: its ``precision`` is the teacher's, too.
+    The other settings are those of ``Epochs``; the context may not exceed the teacher's either.
     """
 
-    teacher: Checkpoint | Path
-    examples: Examples | None = None
+    called: ClassVar[str] = "distillation"
+
+    teacher: Checkpoint | Path = field(kw_only=False)
+    examples: Examples | None = field(default=None, kw_only=False)
     task: Task | None = None
     alpha: float = 0.5
     temperature: float = 2.0
@@ -86,45 +84,21 @@ class Distillation:
     beta: float | None = None
     on_policy: float = 0.0
     max_tokens: int = 256
-    epochs: int = 2
     steps: int | None = None
     examples_per_step: int = 32
-    lr: float = 5e-5
-    warmup: float = 0.03
-    final: float = 0.1
-    weight_decay: float = 0.0
     weighting: Weighting = token_mean
-    context: int | None = None
     long: Long = "refuse"
     unfit: Unfit = "refuse"
     held_out: HeldOut = HeldOut(every=50, documents=256)
     adapter: LoRA | None = None
-    learner: LearnerSettings = LearnerSettings(micro_tokens=4096)
     engine: EngineSettings = EngineSettings()
-    spikes: Spikes = Spikes()
-    seed: int = 0
-    save_every: int = 50
-    workers: int = 1
-    quiet: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, Checkpoint):  # which a run knows again by its files
             object.__setattr__(self, "teacher", Checkpoint(Path(self.teacher)))
-        for name in ("max_tokens", "epochs", "steps", "examples_per_step", "save_every", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"distillation: {name}={value} must be at least 1")
-        if not 0 < self.lr < math.inf:
-            raise SettingsError(f"distillation: lr={self.lr:g} must be positive")
-        if not (0 <= self.warmup < 1 and 0 <= self.final <= 1):
-            raise SettingsError(
-                f"distillation: warmup={self.warmup:g}, final={self.final:g}: from 0 to 1, and warmup below 1"
-            )
-        if self.long not in ("refuse", "skip", "cut") or self.unfit not in ("refuse", "skip"):
-            raise SettingsError(
-                f"distillation: long={self.long!r}, unfit={self.unfit!r}; choose refuse, skip or cut, and refuse or "
-                "skip"
-            )
+        super().__post_init__()
+        check_counts("distillation", self, ("max_tokens", "steps", "examples_per_step"))
+        check_choices("distillation", self.long, self.unfit)
         self._check_sources()
         self._check_equation()
 
@@ -145,7 +119,7 @@ class Distillation:
 
     def _check_equation(self) -> None:
         try:
-            self.objective, self.compares, self.optimizer(1)
+            _ = self.objective, self.compares
         except SettingsError as error:
             raise SettingsError(f"distillation: {error}") from None
 
@@ -165,26 +139,11 @@ class Distillation:
         work.run(place)
         assert isinstance(self.teacher, Checkpoint)
         sources = {"from": given.fingerprints(), "teacher": self.teacher.fingerprints()}
-        provenance = {"stage": "distillation", "seed": self.seed, **sources, **work.told()}
+        provenance = {"stage": "distillation", "seed": self.seed, **sources, **work.account()}
         return Checkpoint.save(place.path / "model", policy, provenance)
 
     def load(self, place: Place) -> Checkpoint:
         return Checkpoint(place.path / "model")
-
-    def contexts(self, student: Policy, teacher: Policy) -> int:
-        """Tokens of the longest row. Raises SettingsError where one of the models has no room for it."""
-        most = min(policy.model.config.max_position_embeddings for policy in (student, teacher))
-        context = most if self.context is None else self.context
-        if not 2 <= context <= most:
-            raise SettingsError(
-                f"distillation: context={context:,}: from 2 to the {most:,} tokens that both models read"
-            )
-        return context
-
-    def optimizer(self, steps: int) -> AdamW:
-        """What makes so many steps."""
-        schedule = Schedule(math.ceil(self.warmup * steps), legs=(Leg("cosine", 1.0, self.final),))
-        return AdamW(lr=self.lr, weight_decay=self.weight_decay, schedule=schedule)
 
     def plan(self, rows: Rendered | None) -> list[Step]:
         """What every step learns from."""
@@ -199,58 +158,40 @@ class Distillation:
         return planned(every, self.on_policy, from_task=self.task is not None)
 
 
-class _Teaching:
-    """One run of the loop, with everything that changes in it."""
+class _Teaching(Rounds[Distillation]):
+    """One run, with everything that changes in it."""
+
+    learned_from: ClassVar[str] = "examples, or the replies of the teacher,"
 
     def __init__(self, stage: Distillation, policy: Policy) -> None:
         assert isinstance(stage.teacher, Checkpoint)
         told = stage.teacher.load()
         check_vocabularies(policy, told)
-        self.stage, self.policy, self.context = stage, policy, stage.contexts(policy, told)
+        self.stage, self.policy, self.context = stage, policy, stage.room(policy, told)
         self.rows, held_out = self._rendered()
         self.prompts = Prompts(self.rows, stage.task, policy.renderer, self.context)
         self._compare_formats(told)
         self.held_out = self._watched(held_out, told)
         self.steps = stage.plan(self.rows)
-        self.seen = list(accumulate(len(step.taught) + len(step.asked) for step in self.steps))
         if stage.adapter is not None:
             lora.add(policy.model, stage.adapter, stage.seed)
-        settings, model = stage.learner, policy.model
-        teacher = Teacher(told.model, settings.precision)
-        head = BesideTeacher(model, teacher, stage.compares, settings.head_chunk)
-        count = len(self.steps)
-        self.learner = GuardedLearner(model, stage.optimizer(count), count, settings=settings, head=head)
-        self.guard = self.learner.guard = Guard(stage.spikes, "distillation")
+        settings, model, count = stage.learner, policy.model, len(self.steps)
+        head = BesideTeacher(model, Teacher(told.model, settings.precision), stage.compares, settings.head_chunk)
+        learner = GuardedLearner(model, stage.optimizer(count), count, settings=settings, head=head)
         still = replace(settings, balancing=None)
         self.measuring = Measuring(model, AdamW(), 1, settings=still, head=replace(head, divergence=Divergence()))
-        self.sharded = ShardedLearner(self.learner, stage.workers)
+        super().__init__(stage, learner, stage.objective, self._plan(), counted=("tokens", "trained", "own"))
         self.engine = ShardedEngine(Engine(policy, stage.engine))
-        self.tokens = self.trained = self.own = 0
-        self.measured: list[list[float | None]] = []  # steps done, and the KL to the teacher on what is held out
 
-    def run(self, place: Place) -> None:
-        """All steps, or those that are left."""
-        stage, last = self.stage, len(self.steps)
-        start = self._restored(place)
-        handlers = {**self.sharded.handlers, **self.engine.handlers, "held_out": self._tally}
-        with Team(stage.workers, handlers) as team, progress("distill", last, start=start, quiet=stage.quiet) as bar:
-            self.sharded.join(team)
-            self.engine.join(team)
-            began = time.perf_counter()
-            if not start and self.held_out is not None:
-                place.log(0, self._measure(team, 0))
-            for step in range(start + 1, last + 1):
-                metrics = self._step(step)
-                if self.held_out is not None and (step % stage.held_out.every == 0 or step == last):
-                    metrics |= self._measure(team, step)
-                place.log(step, metrics)
-                if step % stage.save_every == 0 or step == last:
-                    place.time(step, {"training": time.perf_counter() - began})
-                    began = time.perf_counter()
-                    self._save(place, step)
-                bar.update(step, self._headline(metrics))
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        return {**self.engine.handlers, "held_out": self._tally}
 
-    def told(self) -> dict[str, Any]:
+    def join(self, team: Team) -> None:
+        super().join(team)
+        self.engine.join(team)
+
+    def account(self) -> dict[str, Any]:
         """What was learned from, and what became of it."""
         examples = self.stage.examples
         return {
@@ -260,25 +201,32 @@ class _Teaching:
             "cut": 0 if self.rows is None else self.rows.cut,
             "steps": len(self.steps),
             "steps left out": self.guard.skipped,
-            "tokens": self.tokens,
-            "trained tokens": self.trained,
-            "tokens of the student's own": self.own,
+            "tokens": self.counts["tokens"],
+            "trained tokens": self.counts["trained"],
+            "tokens of the student's own": self.counts["own"],
             "held-out kl": self.measured,
         }
+
+    def _plan(self) -> Plan:
+        seen = accumulate(len(step.taught) + len(step.asked) for step in self.steps)
+        every = 0 if self.held_out is None else self.stage.held_out.every
+        rows = "" if self.rows is None else self.rows.fingerprint
+        held = b"" if self.held_out is None else self.held_out.tokens.numpy().tobytes()
+        mark = f"{rows} {sha256(held).hexdigest()}"
+        return Plan(list(seen), 0 if self.rows is None else len(self.rows), every, mark)
 
     def _rendered(self) -> tuple[Rendered | None, Rendered | None]:
         """The examples as tokens, those to learn and those held out."""
         stage = self.stage
         if stage.examples is None:
             return None, None
-        rendering = Rendering(stage.examples, self.policy.renderer, self.context, stage.long, stage.unfit)
+        rendering = Rendering(
+            stage.examples, self.policy.renderer, self.context, stage.long, stage.unfit, "Distillation"
+        )
         with Team(stage.workers, {"render": rendering.some}) as team:
             rows = Rendered.of(rendering, "train", team, "render")
             held_out = Rendered.of(rendering, "held_out", team, "render", stage.held_out.documents)
-        lost = [f"{count:,} left out: {reason}" for reason, count in rows.skipped.items()]
-        lost += [f"{rows.cut:,} cut at the context, so that their end is not learned"] if rows.cut else []
-        if lost:
-            _warn(f"distillation: of the examples, {'; '.join(lost)}; {len(rows):,} are learned")
+        tell("distillation", rows.skipped, f"{len(rows):,} are learned", rows.cut)
         return rows, held_out
 
     def _compare_formats(self, told: Policy) -> None:
@@ -310,32 +258,25 @@ class _Teaching:
             max_tokens=self.stage.max_tokens, seed=seed, stop_tokens=renderer.stop_tokens, stop=renderer.stop
         )
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """One optimizer step; counts alone if it was left out."""
+    def batch(self, step: int) -> Batch:
         taught, asked = self.steps[step - 1]
         own = Replies([], [])
         if asked:
             self.engine.version = self.learner.version
             own = sampled(self.engine, self.prompts.some(asked), self._sampling(step, self.policy), self.context)
-        batch = batch_of(self.rows, taught, own, self.stage.weighting)
-        metrics: dict[str, float] = {}
-        try:
-            metrics |= self.sharded.step(batch, self.stage.objective).metrics
-        except (NotFinite, Spike) as error:
-            self.guard.left_out(step, error)
-        else:
-            self.guard.took(step, metrics["loss"], metrics["grad_norm"])
-            self.tokens += int(batch.lengths.sum())
-            self.trained += int(batch.mask.sum())
+        return batch_of(self.rows, taught, own, self.stage.weighting)
+
+    def noted(self, step: int, batch: Batch, metrics: dict[str, Any]) -> dict[str, Any]:
+        taught, asked = self.steps[step - 1]
+        if metrics:
             metrics |= _cross_entropy(batch, metrics.pop("ce"))
         if asked:
-            self.own += sum(map(sum, own.masks))
-            metrics["reply_tokens"] = sum(map(sum, own.masks)) / len(own.masks)
-        epoch = {} if self.rows is None else {"epoch": self.seen[step - 1] / len(self.rows)}
-        counts = {"tokens": self.tokens, "trained": self.trained, "own": self.own}
-        return {**metrics, **epoch, **counts, **self.guard.counts}
+            own = int(batch.mask[len(taught) :].sum())
+            self.counts["own"] += own
+            metrics["reply_tokens"] = own / len(asked)
+        return metrics
 
-    def _measure(self, team: Team, step: int) -> dict[str, float]:
+    def measure(self, team: Team, step: int) -> dict[str, float]:
         """On what is held out: KL(teacher‖student) and cross-entropy at temperature 1, in nats per token, and the share
         of tokens where both prefer the same one."""
         assert self.held_out is not None
@@ -350,39 +291,9 @@ class _Teaching:
         del member
         return self.measuring.tally(batch, _WATCHED)
 
-    def _headline(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    def headline(self, metrics: Mapping[str, Any]) -> dict[str, float | None]:
         held = {"held out": self.measured[-1][1]} if self.measured else {}
         return {"kl (nats/token)": metrics.get("kl"), "agreement": metrics.get("agreement"), **held}
-
-    def _save(self, place: Place, step: int) -> None:
-        tensors, values = self.learner.state()
-        counts: dict[str, JSON] = {"tokens": self.tokens, "trained": self.trained, "own": self.own}
-        known = {**counts, "measured": self.measured, "mark": self._mark()}
-        place.save_state(step, tensors, {"learner": values, "guard": self.guard.state(), **known})
-
-    def _restored(self, place: Place) -> int:
-        """Steps that were done before."""
-        state = place.load_state()
-        if state is None:
-            return 0
-        values = state.values
-        if values["mark"] != self._mark():
-            raise RunMismatch(
-                "the examples are not the tokens any more that this run began with: the chat template writes the date "
-                "of today, another version of the package tokenizers reads them, or the teacher replies otherwise; "
-                "start a new run"
-            )
-        self.learner.restore(state.tensors, values["learner"])
-        self.guard.restore(values["guard"])
-        self.tokens, self.trained, self.own = (values[name] for name in ("tokens", "trained", "own"))
-        self.measured = values["measured"]
-        return state.step
-
-    def _mark(self) -> str:
-        """SHA-256 of the tokens that are learned, and of those that are measured."""
-        rows = "" if self.rows is None else self.rows.fingerprint
-        held = b"" if self.held_out is None else self.held_out.tokens.numpy().tobytes()
-        return f"{rows} {sha256(held).hexdigest()}"
 
 
 def _cross_entropy(batch: Batch, total: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from longthought.core.types import Group, Rollout
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import Lexicon
-from longthought.evaluation.evaluate import EvaluationSettings, evaluate, summarize
+from longthought.evaluation.evaluate import EvaluationSettings, evaluate, part_means, summarize
 from longthought.evaluation.readiness import Gate, probe
 from longthought.runs import traces
 from longthought.runs.artifacts import Checkpoint
@@ -75,6 +75,9 @@ class Evaluate:
             content = {
                 "summary": asdict(summarize(groups, self.lexicon)),
                 "accuracy_by_problem": {str(i): _accuracy(g) for i, g in enumerate(groups)},
+                "parts_by_problem": {
+                    name: {str(i): mean for i, mean in means.items()} for name, means in part_means(groups).items()
+                },
                 "problems": [g[0].problem.id for g in groups],
                 "transcripts": [_transcript(g[0]) for g in groups[:_TRANSCRIPTS]],
             }

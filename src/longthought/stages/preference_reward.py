@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from longthought.core.errors import CheckpointError, DataError, SettingsError
-from longthought.core.types import Message, Rollout, TokenIds
+from longthought.core.types import Message, Problem, Rollout, TokenIds
 from longthought.models.reward import rewards
 from longthought.runs.reward_folder import SCALE, Judge, Reads, RewardFolder, read_tokens
 from longthought.text.reasoning import split
@@ -29,6 +29,9 @@ class PreferenceReward:
     pass_tokens: None: every text has a pass of its own, so that its reward depends on nothing else, and a run that was
     killed goes on with the same bits. A number: so many tokens of different texts in a pass, which is faster where
     texts are short; their last bits then depend on what is scored together.
+    only: names of the tasks whose prompts are scored, such as the parts of a ``Mixture``: the part of a problem's id
+    before the first /. Replies to other prompts get 0, and are not read; empty: all are scored. Nothing here knows
+    which tasks there are, so a name that no prompt bears scores nothing, silently.
 
     A text is scored once, and then remembered. A reply that was cut is read as if it had ended there.
     """
@@ -40,6 +43,7 @@ class PreferenceReward:
     clip: float | None = None
     unreadable: float = -3.0
     pass_tokens: int | None = None
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight):
@@ -52,12 +56,19 @@ class PreferenceReward:
             raise SettingsError(f"{self.name}: pass_tokens={self.pass_tokens} must be at least 1")
         if self.reads not in (None, "summary", "reply"):
             raise SettingsError(f"{self.name}: reads={self.reads!r}; choose summary or reply")
+        if isinstance(self.only, str) or any(not name or "/" in name for name in self.only):
+            raise SettingsError(f"{self.name}: only={self.only!r} must be a tuple of names of tasks, such as ('chat',)")
         if not (self.path / SCALE).is_file():
             raise CheckpointError(f"{self.path} has no {SCALE}: give the folder of a reward model that we trained")
 
     def __call__(self, group: Sequence[Rollout], /) -> list[float]:
-        asked = [(rollout.problem.messages, rollout.text) for rollout in group]
-        return [self.weight * value for value in self.standardized(asked)]
+        chosen = [number for number, rollout in enumerate(group) if self._is_scored(rollout.problem)]
+        asked = [(group[number].problem.messages, group[number].text) for number in chosen]
+        values = dict(zip(chosen, self.standardized(asked), strict=True)) if asked else {}
+        return [self.weight * values[number] if number in values else 0.0 for number in range(len(group))]
+
+    def _is_scored(self, problem: Problem) -> bool:
+        return not self.only or problem.id.partition("/")[0] in self.only
 
     def standardized(self, asked: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
         """(r − mean) / std of replies, each a prompt and the raw text of the model. Raises CheckpointError."""

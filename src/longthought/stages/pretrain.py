@@ -1,6 +1,6 @@
 """Pretraining: next-token prediction on a corpus, from nothing to a base model.
 
-``pretrain_reading`` says what a step reads, ``pretrain_loop`` what all steps do, ``pretrain_guard`` what happens to
+``pretrain_reading`` says what a step reads, ``pretrain_loop`` what all steps do, ``guard`` what happens to
 steps that go wrong; ``pretrain_longer`` goes on with a longer context.
 """
 
@@ -24,8 +24,8 @@ from longthought.models.transformer import Transformer, initialize
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.files import write_atomic
 from longthought.runs.place import Place
-from longthought.stages.pretrain_guard import Spikes
-from longthought.stages.pretrain_held_out import HeldOut
+from longthought.stages.guard import Spikes
+from longthought.stages.held_out import HeldOut
 from longthought.stages.pretrain_loop import (
     AT_FIRST,
     Experts,

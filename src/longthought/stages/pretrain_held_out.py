@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
-from longthought.core.errors import SettingsError
-from longthought.core.types import PolicyOutput, Rows, TokenIds, rows_of
+from longthought.core.types import TokenIds, rows_of
+from longthought.stages.held_out import Evaluates, HeldOut
 from longthought.stages.pretrain_reading import Pages, cut
 from longthought.tasks.corpus import held_out
 
 _ROWS = 64  # windows that are measured together
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """every: steps between two measurements; the last step is always measured.  documents: how many, at most."""
-
-    every: int = 100
-    documents: int = 64
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.documents < 1:
-            raise SettingsError(f"held_out: every={self.every}, documents={self.documents}: at least 1")
-
-
-class Evaluates(Protocol):
-    """A learner, for what it says of tokens."""
-
-    def evaluate(self, rows: Rows) -> PolicyOutput: ...
 
 
 @dataclass(frozen=True)

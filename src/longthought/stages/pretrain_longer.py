@@ -12,8 +12,8 @@ from longthought.models.rope import YarnScaling
 from longthought.models.transformer import Transformer
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
-from longthought.stages.pretrain_guard import Spikes
-from longthought.stages.pretrain_held_out import HeldOut
+from longthought.stages.guard import Spikes
+from longthought.stages.held_out import HeldOut
 from longthought.stages.pretrain_loop import AFTERWARDS, Experts, Phase, Pretraining, Usual, check_course
 from longthought.stages.pretrain_reading import Packing, Pages
 from longthought.tasks.corpus import Corpus

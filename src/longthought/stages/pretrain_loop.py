@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from longthought.algorithms.multi_token import MultiToken
 from longthought.algorithms.objective import NLL
-from longthought.core.errors import NotFinite, RunMismatch, SettingsError
+from longthought.core.errors import SettingsError
 from longthought.core.protocols import Objective
 from longthought.core.types import TokenIds
 from longthought.models.config import ModelConfig
@@ -19,8 +19,10 @@ from longthought.models.transformer import Transformer
 from longthought.runs.place import Place
 from longthought.runs.progress import Progress, progress
 from longthought.runs.state import JSON
-from longthought.stages.pretrain_guard import Guard, GuardedLearner, Spike, Spikes
-from longthought.stages.pretrain_held_out import HeldOut, Measure
+from longthought.stages.epochs import check_counts, restored, save
+from longthought.stages.guard import Guard, GuardedLearner, Spikes
+from longthought.stages.held_out import HeldOut
+from longthought.stages.pretrain_held_out import Measure
 from longthought.stages.pretrain_reading import Packing, Pages, Read, by_length, in_order
 from longthought.training.balancing import Balancing
 from longthought.training.batching import documents
@@ -110,9 +112,7 @@ class Course(Protocol):
 
 def check_course(course: Course) -> None:
     """Raises SettingsError, by name, for numbers out of range and for settings that change nothing."""
-    for name in ("steps", "tokens_per_step", "save_every"):
-        if getattr(course, name) < 1:
-            raise SettingsError(f"pretraining: {name}={getattr(course, name)} must be at least 1")
+    check_counts("pretraining", course, ("steps", "tokens_per_step", "save_every"))
     if course.context < 2:
         raise SettingsError(f"pretraining: context={course.context} must be at least 2: a token is predicted from one")
     if course.packing not in ("by_length", "in_order"):
@@ -237,7 +237,8 @@ class Pretraining:
                 if step % course.save_every == 0 or step == course.steps:
                     place.time(step, {"training": time.perf_counter() - began})
                     began = time.perf_counter()
-                    self._save(place, step, read.cursor)
+                    known = {"tokens": self.tokens, "cursor": read.cursor, "mark": self._mark}
+                    save(place, step, self.learner, known)
 
     def _step(self, sharded: ShardedLearner, step: int, windows: list[TokenIds]) -> Mapping[str, float]:
         """One optimizer step; no metrics if it was left out."""
@@ -245,13 +246,10 @@ class Pretraining:
         if self._experts is not None:
             balancing = self._experts.at(step - 1, course.steps)
             self.learner.settings = replace(self.learner.settings, balancing=balancing)
-        try:
-            metrics = sharded.step(documents(windows), objective_at(course, self._config, step - 1)).metrics
-        except (NotFinite, Spike) as error:
-            self.guard.left_out(step, error)
-            return {}
-        self.guard.took(step, metrics["loss"], metrics["grad_norm"])
-        self.tokens += sum(map(len, windows))
+        objective = objective_at(course, self._config, step - 1)
+        metrics = self.guard.step(step, sharded, documents(windows), objective)
+        if metrics:
+            self.tokens += sum(map(len, windows))
         return metrics
 
     def _log(self, place: Place, sharded: ShardedLearner, step: int, read: Read, metrics: Mapping[str, float]) -> None:
@@ -272,23 +270,17 @@ class Pretraining:
                 "teaches ever less (Muennighoff et al., 2023): take more text, or fewer steps"
             )
 
-    def _save(self, place: Place, step: int, cursor: JSON) -> None:
-        tensors, values = self.learner.state()
-        own: dict[str, JSON] = {"learner": values, "tokens": self.tokens, "guard": self.guard.state()}
-        place.save_state(step, tensors, {**own, "cursor": cursor, "mark": self._mark})
-
     def _restored(self, place: Place) -> tuple[int, JSON]:
         """The step that was reached, and where in the corpus that was."""
-        state = place.load_state()
+        state = restored(
+            place,
+            self.learner,
+            self._mark,
+            "the tokenizer that the corpus gives is not the one that this run began with: another version of the "
+            "package tokenizers makes it; install the one that run.json names, or start a new run",
+        )
         if state is None:
             return 0, None
-        if state.values["mark"] != self._mark:
-            raise RunMismatch(
-                "the tokenizer that the corpus gives is not the one that this run began with: another version of the "
-                "package tokenizers makes it; install the one that run.json names, or start a new run"
-            )
-        self.learner.restore(state.tensors, state.values["learner"])
-        self.guard.restore(state.values["guard"])
         self.tokens = state.values["tokens"]
         return state.step, state.values["cursor"]
 

@@ -8,40 +8,27 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longthought.core.errors import DataError, RunDamaged, SettingsError
+from longthought.core.errors import DataError, SettingsError
 from longthought.core.protocols import Renderer, Sampler, Task, Verifier
-from longthought.core.types import (
-    Completion,
-    Finish,
-    Group,
-    Message,
-    Outcome,
-    Problem,
-    Rollout,
-    SamplingParams,
-    Score,
-    Verdict,
-)
+from longthought.core.types import Problem, SamplingParams
 from longthought.engine.engine import Engine, EngineSettings
 from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.evaluate import distinct
 from longthought.rollout.collect import collect
-from longthought.rollout.filters import Correct, Screen
-from longthought.runs import traces
+from longthought.rollout.filters import Screen
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.describe import describe
 from longthought.runs.files import json_bytes
 from longthought.runs.place import TRACES, Place
 from longthought.runs.progress import progress
 from longthought.runs.settings import fingerprint_of
-from longthought.runs.traces import Trained
 from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, writing
+from longthought.stages.graded import JUDGE, by_problem, count, judged, left_out, record, rollout_of
 from longthought.stages.sifting import (
     Against,
     Candidate,
@@ -49,18 +36,16 @@ from longthought.stages.sifting import (
     Prefer,
     Sieve,
     add_general,
+    check_choice,
     described,
     evaluations,
     histogram,
     ordered,
 )
-from longthought.tasks.grading import verify_all
 from longthought.text.decontaminate import Duplicates
-from longthought.text.reasoning import split
 from longthought.training.team import Team
 
 PROMPTS, DROPPED = "prompts.jsonl", "dropped.jsonl"
-_JUDGE = "judge"
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,7 @@ class RejectionSampling:
     """``samples`` replies to each of ``prompts`` problems of the training split; makes an ``ExampleSet``.
 
     keep_per_prompt: at most so many; None: all that are right.  prefer: which of them: by lot, the shortest (Kimi
-    k1.5's way to shorter thoughts), or the first.
+    k1.5's way to shorter thoughts), the longest, or the first.
     screen: what a right reply must be, too.
     judge: asked where the task gave no verdict; 1 is right.
     general: examples of other things, mixed in.
@@ -103,15 +88,7 @@ class RejectionSampling:
         for name in ("prompts", "samples", "max_tokens", "prompts_per_round", "workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"rejection sampling: {name}={getattr(self, name)} must be at least 1")
-        if self.keep_per_prompt is not None and self.keep_per_prompt < 1:
-            raise SettingsError(f"rejection sampling: keep_per_prompt={self.keep_per_prompt} must be at least 1")
-        if self.prefer not in ("random", "shortest", "first"):
-            raise SettingsError(f"rejection sampling: prefer={self.prefer!r}; choose random, shortest or first")
-        if self.prefer != "random" and self.keep_per_prompt is None:
-            raise SettingsError(
-                f"rejection sampling: prefer={self.prefer!r} changes nothing: all right replies are kept; set "
-                "keep_per_prompt"
-            )
+        check_choice("rejection sampling", self.keep_per_prompt, self.prefer)
         if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):
             raise SettingsError(
                 f"rejection sampling: temperature={self.temperature}, samples={self.samples}: at 0 all replies to a "
@@ -152,8 +129,8 @@ class RejectionSampling:
         with progress("rejection sampling", len(problems), start=done, quiet=self.quiet) as bar:
             for step, chosen in enumerate(rounds[start:], start + 1):
                 began = time.perf_counter()
-                groups = self._judged(collect(self.task, chosen, sampler, renderer, params))
-                metrics = self._record(step, groups, place)
+                groups = judged(self.judge, collect(self.task, chosen, sampler, renderer, params))
+                metrics = record(step, groups, left_out(groups, self.screen), place)
                 place.time(step, {"sampling": time.perf_counter() - began})
                 place.save_state(step, {}, {})
                 done += len(chosen)
@@ -185,36 +162,6 @@ class RejectionSampling:
         size = self.prompts_per_round
         return [problems[start : start + size] for start in range(0, len(problems), size)]
 
-    def _judged(self, groups: list[Group]) -> list[Group]:
-        """The judge's word where the task has none."""
-        if self.judge is None:
-            return groups
-        pairs = [(one.problem, _reply(one)) for group in groups for one in group if one.score.value is None]
-        verdicts = iter(verify_all(self.judge, pairs))
-        return [tuple(_with(one, next(verdicts)) if one.score.value is None else one for one in g) for g in groups]
-
-    def _record(self, step: int, groups: list[Group], place: Place) -> dict[str, float]:
-        """Screen a round, and keep all of it in the trace store, with why it is left out."""
-        screen = Screen((Correct(), *self.screen.filters))
-        refusals = [[screen.refusal(one) for one in group] for group in groups]
-        left_out = [["" if why is None else why[0] for why in row] for row in refusals]
-        place.trace(
-            step,
-            groups,
-            rewards=[[one.score.value for one in group] for group in groups],
-            advantages=[[None] * len(group) for group in groups],
-            shaping={},
-            trained=[[Trained(left_out=why) for why in row] for row in left_out],
-        )
-        rollouts = [one for group in groups for one in group]
-        metrics = {
-            "right": sum(one.score.correct for one in rollouts) / len(rollouts),
-            "good": sum(not why for row in left_out for why in row) / len(rollouts),
-            "length": sum(len(one.completion.token_ids) for one in rollouts) / len(rollouts),
-        }
-        place.log(step, metrics)
-        return metrics
-
     def _sifted(self, problems: Sequence[Problem], model: str, place: Place, made: Path) -> dict[str, Any]:
         """Write the examples, and what became of all others; the report."""
         counts: Counter[str] = Counter()
@@ -228,12 +175,12 @@ class RejectionSampling:
             (made / PROMPTS).open("wb") as prompts_file,
         ):
             sieve = Sieve(evaluated, Duplicates(self.similarity), kept_file, dropped_file, self.keep_per_prompt)
-            for problem, rows in _by_problem(problems, self.prompts_per_round, place.path / TRACES):
+            for problem, rows in by_problem(problems, self.prompts_per_round, place.path / TRACES):
                 good = [row for row in rows if not row["left_out"]]
                 for row in rows:
-                    _count(row, counts, screened)
+                    count(row, counts, screened)
                     if row["left_out"] and row["correct"]:
-                        refusal = self.screen.refusal(_rollout(problem, row))
+                        refusal = self.screen.refusal(rollout_of(problem, row))
                         sieve.drop(f"{problem.id}#{row['sample']}", *(refusal or (row["left_out"], "")))
                 candidates = [self._candidate(problem, row, model) for row in good]
                 kept = sieve.prompt(ordered(candidates, self.prefer, self.seed))
@@ -265,48 +212,7 @@ class RejectionSampling:
             "seed": self.seed,
             "temperature": self.temperature,
             "tokens": row["length"],
-            "verifier": _JUDGE if _JUDGE in row["parts"] else self.task.name,
+            "verifier": JUDGE if JUDGE in row["parts"] else self.task.name,
             "filters": [one.name for one in self.screen.filters],
         }
         return Candidate(problem, row["sample"], row["text"], row["length"], source)
-
-
-def _reply(rollout: Rollout) -> Message:
-    thought, content = split(rollout.text)
-    return Message("assistant", content.strip(), thought.strip())
-
-
-def _with(rollout: Rollout, verdict: Verdict) -> Rollout:
-    value = verdict.value
-    return replace(rollout, score=Score(value, value is not None and value >= 1, {_JUDGE: value or 0.0}, verdict))
-
-
-def _by_problem(problems: Sequence[Problem], size: int, folder: Path) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
-    """Every problem with the rows of its replies. Raises RunDamaged where the traces are not those of the problems."""
-    for step, start in enumerate(range(0, len(problems), size), 1):
-        chosen = problems[start : start + size]
-        rows = traces.rows(traces.file_of(folder, step))
-        groups = [(number, list(group)) for number, group in groupby(rows, key=lambda row: row["group"])]
-        if [row[0]["problem"] for _, row in groups] != [problem.id for problem in chosen]:
-            raise RunDamaged(f"{traces.file_of(folder, step)} holds other problems than round {step} asked")
-        yield from zip(chosen, (group for _, group in groups), strict=True)
-
-
-def _rollout(problem: Problem, row: dict[str, Any]) -> Rollout:
-    """A rollout as the trace store keeps it."""
-    ids, logprobs = tuple(row["tokens"]), tuple(row["logprobs"])
-    verdict = Verdict(row["value"], Outcome(row["outcome"]), row["evidence"])
-    score = Score(row["value"], row["correct"], row["parts"], verdict)
-    completion = Completion(ids, logprobs, Finish(row["finish"]), row["version"])
-    return Rollout(problem, tuple(row["prompt"]), completion, row["text"], score)
-
-
-def _count(row: dict[str, Any], counts: Counter[str], screened: Counter[str]) -> None:
-    judged = _JUDGE in row["parts"]
-    counts["sampled"] += 1
-    counts["tokens"] += row["length"]
-    counts["right" if row["correct"] else "ungraded" if row["value"] is None else "wrong"] += 1
-    counts["judged"] += judged
-    counts["judged_right"] += judged and row["correct"]
-    if row["left_out"] and not row["correct"]:
-        screened[row["left_out"]] += 1

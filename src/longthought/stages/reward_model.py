@@ -66,7 +66,7 @@ class SafetyModel(Budget):
 
 def _learn(stage: str, work: Learning, given: Checkpoint, place: Place) -> RewardFolder:
     work.run(place)
-    told = work.told()
+    told = work.account()
     write_atomic(place.path / "judgements.json", json.dumps(told, ensure_ascii=False, indent=1).encode() + b"\n")
     provenance = {"stage": stage, "seed": work.stage.seed, "from": given.fingerprints(), **told}
     return RewardFolder.save(place.path / "model", work.judge(), provenance)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from longthought.core.errors import DataError
 from longthought.core.types import Batch, Pairs, TokenIds, rows_of
 from longthought.runs.reward_folder import Reads, read_tokens
+from longthought.stages.left_out import Left, LeftOut, gathered, refuse
 from longthought.tasks.examples import Part
-from longthought.tasks.file_rows import BadRow, BadRows
 from longthought.tasks.preference_rows import Label, Preference
 from longthought.tasks.preferences import Labels, Preferences
 from longthought.text.folder import Renderer
@@ -43,26 +43,20 @@ class Reading:
     unfit: Skip = "refuse"
 
     def item(self, judged: Preference | Label) -> list[tuple[TokenIds, int]]:
-        """Of every reply all tokens, and how many of them are its own. Raises ``_Left``."""
+        """Of every reply all tokens, and how many of them are its own. Raises ``Left``."""
         found = []
         try:
             asked = len(self.renderer.prompt(judged.prompt))
             texts = [read_tokens(self.renderer, judged.prompt, reply, self.reads) for reply in judged.replies]
         except DataError as error:
-            raise _Left(UNFIT, str(error)) from None
+            raise Left(UNFIT, str(error)) from None
         for ids in texts:
             if len(ids) > self.context:
-                raise _Left(TOO_LONG, f"{len(ids):,} tokens, of which {self.context:,} fit")
+                raise Left(TOO_LONG, f"{len(ids):,} tokens, of which {self.context:,} fit")
             found.append((ids, len(ids) - asked))
         if len(found) == 2 and found[0][0] == found[1][0]:
-            raise _Left(UNFIT, "the two replies are the same tokens: they differ in what is not read")
+            raise Left(UNFIT, "the two replies are the same tokens: they differ in what is not read")
         return found
-
-
-class _Left(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,27 +77,27 @@ class Sheet:
     @classmethod
     def of(cls, data: Preferences | Labels, part: Part, reading: Reading) -> Sheet:
         """A part of the judgements. Raises DataError, listing those that cannot be used, where that is refused."""
-        bad = BadRows()
+        bad: list[LeftOut] = []
         replies, lengths, target, prompts = [], [], [], []
         numbers: dict[object, int] = {}
         for index in range(data.size(part)):
             judged = data.item(part, index)
             try:
                 read = reading.item(judged)
-            except _Left as left:
-                file, place = data.where(part, index)
-                bad.add(file, BadRow(place, left.reason, left.detail))
+            except Left as left:
+                bad.append(left.of(data.where(part, index)))
                 continue
             replies.append(tuple(np.array(ids, np.int32) for ids, _ in read))
             lengths.append([own for _, own in read])
             target.append(_target(judged))
             prompts.append(numbers.setdefault(judged.prompt, len(numbers)))
         for reason, choice in ((UNFIT, reading.unfit), (TOO_LONG, reading.long)):
-            if bad.counts[reason] and choice == "refuse":
-                raise bad.refusal(_ADVICE[reason])
+            if choice == "refuse":
+                refuse(bad, reason, _ADVICE[reason])
+        found = gathered(bad)
         if len(replies) < 2:
-            raise bad.refusal(f"Of the part {part!r} {len(replies)} are left; at least 2 are needed.")
-        return cls(replies, np.array(lengths), np.array(target, np.float64), prompts, dict(bad.counts))
+            raise found.refusal(f"Of the part {part!r} {len(replies)} are left; at least 2 are needed.")
+        return cls(replies, np.array(lengths), np.array(target, np.float64), prompts, dict(found.counts))
 
     def __len__(self) -> int:
         return len(self.replies)

@@ -21,14 +21,17 @@ from longthought.engine.sharding import ShardedEngine
 from longthought.evaluation.behaviours import ENGLISH, Lexicon
 from longthought.models.lora import LoRA
 from longthought.rollout.collect import collect
+from longthought.rollout.shaping import Overlong
 from longthought.runs.artifacts import Checkpoint, Policy
 from longthought.runs.place import Place
 from longthought.runs.progress import progress
 from longthought.stages.earning import is_live, nested, rewards_of
+from longthought.stages.hacking import Hacking, HackingWatch
 from longthought.stages.method import Method
 from longthought.stages.monitors import Monitors
 from longthought.stages.rl_metrics import headline, rollout_metrics
 from longthought.stages.updates import Updates
+from longthought.tasks.mixture import Mixture
 from longthought.training.learner import LearnerSettings
 from longthought.training.optimizer import AdamW, OptimizerSettings
 from longthought.training.sharding import ShardedLearner
@@ -41,6 +44,9 @@ _ROUND = 1_000_000_007  # between the seeds of two rounds of a step
 class RL:
     """``steps`` times: ``prompts`` problems × ``samples`` replies, then ``updates`` optimizer steps on them.
 
+    ``longer``: pairs (step, tokens), both rising: from that step on replies may be so long. R1-Zero: 32,768 tokens, and
+    65,536 from step 8,200 of 10,400 on. Dr. GRPO's constant length stays as it is, being but a factor of the learning
+    rate; an ``Overlong`` below the last limit is refused, since it would punish what is allowed.
     ``adapter``: train a LoRA instead of the weights.
     ``reference_every``: the reference of the KL term becomes the policy every so many steps; 0 keeps the first one.
     ``gap_limit``: the largest mean |log-prob gap| (nats) between sampler and learner that is tolerated; None: what the
@@ -50,6 +56,7 @@ class RL:
     run the same net; None: if the model has routed experts. The metric ``routing_disagreement`` is the share of these
     choices that the learner would not have made, at the step's first update. The biases that balance experts stay as
     they are, unless ``learner`` has ``balancing``.
+    ``hacking``: whether and how reward hacking is looked for; where it is found, the run ends with earlier weights.
     ``workers``: processes that share the rollouts and the gradient.
     ``top_p``, ``top_k``: refused unless they are off. A policy gradient needs the probability under which a token was
     drawn; truncated sampling draws from another distribution than the one that is trained. (An evaluation may use them;
@@ -64,6 +71,7 @@ class RL:
     samples: int = 16
     updates: int = 2
     max_tokens: int = 192
+    longer: tuple[tuple[int, int], ...] = ()
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -76,6 +84,7 @@ class RL:
     learner: LearnerSettings = LearnerSettings()
     engine: EngineSettings = EngineSettings()
     replay_routing: bool | None = None
+    hacking: Hacking | None = None
     monitors: Monitors = field(default=Monitors(), compare=False)
     workers: int = 1
     quiet: bool = field(default=False, compare=False)
@@ -89,6 +98,7 @@ class RL:
             if value is not None and not value > 0:
                 raise SettingsError(f"rl: {name}={value}: must be positive")
         self._check_groups()
+        self._check_limits()
         if self.updates > self.prompts * self.samples:
             raise SettingsError(
                 f"rl: updates={self.updates} exceed the {self.prompts * self.samples} replies of a step"
@@ -99,6 +109,9 @@ class RL:
                 "cut-off tokens make the log-probs of sampler and learner differ; leave top_p=1 and top_k=0 here; an "
                 "evaluation may use them"
             )
+        self._check_method()
+
+    def _check_method(self) -> None:
         if self.reference_every and not self.method.needs_reference:
             raise SettingsError(
                 f"rl: reference_every={self.reference_every} changes nothing: the method has no KL term (beta=0)"
@@ -107,6 +120,8 @@ class RL:
             raise SettingsError(
                 "rl: reference_every changes nothing with an adapter: the model without it is the reference"
             )
+        if self.hacking is not None:
+            self.hacking.check(self.steps, self.method)
         critic = self.method.critic
         if critic is not None and critic.pretrain >= self.steps:
             raise SettingsError(
@@ -119,19 +134,52 @@ class RL:
         if self.samples < 2 and self.method.refill is not None:
             raise SettingsError(f"rl: samples={self.samples}: with refill every group would be dropped; give 2 or more")
 
+    def _check_limits(self) -> None:
+        before = (1, self.max_tokens)
+        if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in self.longer):
+            raise SettingsError(f"rl: longer={self.longer} must hold pairs (step, tokens), such as ((200, 1024),)")
+        for step, tokens in self.longer:
+            if step <= before[0] or tokens <= before[1]:
+                raise SettingsError(
+                    f"rl: longer={self.longer}: steps must rise from 2 on, and tokens from max_tokens={self.max_tokens}"
+                )
+            before = (step, tokens)
+        if before[0] > self.steps:
+            raise SettingsError(f"rl: longer={self.longer}: step {before[0]} comes after the last of {self.steps}")
+        for one in self.method.shaping:
+            if self.longer and isinstance(one, Overlong) and one.maximum < self.longest:
+                raise SettingsError(
+                    f"rl: {one.name}: replies of {one.maximum} tokens would be punished as too long when "
+                    f"{self.longest} are allowed (longer={self.longer}): give it that maximum, or leave it out"
+                )
+
+    def limit(self, step: int) -> int:
+        """The longest reply of a step, in tokens."""
+        return max((tokens for first, tokens in self.longer if first <= step), default=self.max_tokens)
+
+    @property
+    def longest(self) -> int:
+        """The longest reply of any step, in tokens."""
+        return self.limit(self.steps)
+
     def run(self, given: Checkpoint, place: Place) -> Checkpoint:
         loop = _Loop(self, given.load())
-        start = loop.restore(place)
+        step = start = loop.restore(place)
         with loop.start_team(), progress("rl", self.steps, start=start, quiet=self.quiet) as bar:
-            for step in range(start + 1, self.steps + 1):
-                metrics = loop.step(step, place)
+            if not start and (first := loop.look(0)):
+                place.log(0, first)
+            while step < self.steps and not loop.caught:
+                step += 1
+                metrics = loop.step(step, place) | loop.look(step)
                 place.log(step, metrics)
                 place.time(step, loop.clock.read())
-                if step % self.save_every == 0 or step == self.steps:
+                if step % self.save_every == 0 or step == self.steps or loop.caught:
                     loop.save(step, place)
                 bar.update(step, headline(metrics))
             loop.watch.finish()
         provenance = {"stage": "rl", "steps": self.steps, "seed": self.seed, "from": given.fingerprints()}
+        if loop.hacking is not None:
+            provenance["looks"] = loop.hacking.settle(step, loop.policy.model, place.path)
         return Checkpoint.save(place.path / "model", loop.policy, provenance)
 
     def load(self, place: Place) -> Checkpoint:
@@ -152,16 +200,22 @@ class _Loop:
     def __init__(self, stage: RL, policy: Policy) -> None:
         self.stage, self.policy, self.clock = stage, policy, Clock()
         context = policy.model.config.max_position_embeddings
-        if stage.max_tokens >= context:
+        if stage.longest >= context:
+            name = "longer" if stage.longer else "max_tokens"
             raise SettingsError(
-                f"rl: max_tokens={stage.max_tokens} does not fit into the model's context of {context} tokens, "
+                f"rl: {name}={stage.longest} does not fit into the model's context of {context} tokens, "
                 "where the prompt needs room, too"
             )
         routed = policy.model.config.experts is not None
         if stage.replay_routing and not routed:
             raise SettingsError("rl: replay_routing=True: the model has no routed experts; leave it out")
         self.drawn = 0  # problems sampled so far
+        self.parts = stage.task.names if isinstance(stage.task, Mixture) else ()
         self.watch = stage.monitors.start()
+        self.hacking: HackingWatch | None = None
+        if stage.hacking is not None:
+            params = SamplingParams(max_tokens=stage.longest, temperature=stage.temperature)
+            self.hacking = HackingWatch(stage.hacking, stage.method, stage.steps, params)
         self.updates = Updates(stage, policy.model)
         self.engine = ShardedEngine(Engine(policy, replace(stage.engine, routing=routed or stage.engine.routing)))
 
@@ -189,7 +243,9 @@ class _Loop:
             shaping=rewards.shaping,
             trained=nested(done.records, groups),
         )
-        metrics = {**rollout_metrics(groups, rewards.total, self.stage.lexicon), **done.metrics}
+        metrics = {**rollout_metrics(groups, rewards, self.stage.lexicon, self.parts), **done.metrics}
+        if self.stage.longer:
+            metrics["max_tokens"] = float(self.stage.limit(step))
         if self.stage.method.refill is not None:
             metrics["drawn"] = len(groups) / self.stage.prompts
         try:
@@ -197,6 +253,20 @@ class _Loop:
         except Alarm as error:
             raise Alarm(f"{error}{_first_failure(groups)}") from error
         self.clock.lap("recording")
+        return metrics
+
+    @property
+    def caught(self) -> bool:
+        """Whether reward hacking was found."""
+        return self.hacking is not None and self.hacking.caught
+
+    def look(self, step: int) -> dict[str, float]:
+        """What the watch for reward hacking measures after a step; nothing when it does not look."""
+        if self.hacking is None or not self.hacking.is_due(step):
+            return {}
+        self.engine.version = self.updates.learner.version
+        metrics = self.hacking.look(step, self.engine, self.policy.renderer, self.policy.model)
+        self.clock.lap("looks")
         return metrics
 
     def _rollouts(self, step: int) -> _Sampled:
@@ -228,7 +298,7 @@ class _Loop:
     def _sample(self, step: int, number: int, problems: Sequence[Problem], count: int, heat: float) -> list[Group]:
         seed = self.stage.seed * 1_000_003 + step + number * _ROUND
         self.engine.version = self.updates.learner.version
-        params = SamplingParams(count, self.stage.max_tokens, heat, seed=seed)
+        params = SamplingParams(count, self.stage.limit(step), heat, seed=seed)
         task, renderer = self.stage.task, self.policy.renderer
         groups = collect(task, problems, self.engine, renderer, params, lambda: self.clock.lap("sampling"))
         self.clock.lap("grading")  # only what was waited for: the rest was done beside sampling
@@ -236,7 +306,11 @@ class _Loop:
 
     def save(self, step: int, place: Place) -> None:
         tensors, values = self.updates.state()
-        place.save_state(step, tensors, {**values, "drawn": self.drawn, "watch": self.watch.state()})
+        values |= {"drawn": self.drawn, "watch": self.watch.state()}
+        if self.hacking is not None:
+            best, values["hacking"] = self.hacking.state()
+            tensors |= best
+        place.save_state(step, tensors, values)
 
     def restore(self, place: Place) -> int:
         """Continue from the newest state in ``place``; returns the steps done."""
@@ -246,6 +320,8 @@ class _Loop:
         self.updates.restore(state.tensors, state.values)
         self.drawn = state.values["drawn"]
         self.watch.restore(state.values["watch"])
+        if self.hacking is not None:
+            self.hacking.restore(state.tensors, state.values["hacking"])
         return state.step
 
 

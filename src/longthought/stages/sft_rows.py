@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from random import Random
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longthought.core.errors import DataError
+from longthought.core.errors import DataError, SettingsError
 from longthought.core.protocols import Renderer, Weighting
 from longthought.core.types import Batch
+from longthought.stages.left_out import Left, LeftOut, gathered, refuse
 from longthought.tasks.examples import Examples, Part
-from longthought.tasks.file_rows import BadRow, BadRows
 from longthought.training.batching import documents
 from longthought.training.team import Team
 
@@ -27,12 +27,18 @@ TOO_LONG, UNFIT, EMPTIED = "longer than the context", "no example in this chat f
 """Why an example is left out."""
 
 _ADVICE = {
-    TOO_LONG: "Raise the context, leave them out with examples.long=skip, or learn their beginnings with "
-    'examples.long=cut (in Python: SFT(…, long="skip")).',
-    UNFIT: "Mend them, choose another prompt template, or leave them out with examples.unfit=skip "
-    '(in Python: SFT(…, unfit="skip")).',
+    TOO_LONG: 'Raise the context, leave them out with {stage}(…, long="skip"), or learn their beginnings with '
+    'long="cut" (in the recipe sft: examples.long=skip, examples.long=cut).',
+    UNFIT: 'Mend them, choose another prompt template, or leave them out with {stage}(…, unfit="skip") '
+    "(in the recipe sft: examples.unfit=skip).",
 }
 _POOL = 2048  # examples sorted by length together, so that a step pads little
+
+
+def check_choices(owner: str, long: str, unfit: str) -> None:
+    """Raises SettingsError for anything that is neither ``Long`` nor ``Unfit``."""
+    if long not in get_args(Long) or unfit not in get_args(Unfit):
+        raise SettingsError(f"{owner}: long={long!r}, unfit={unfit!r}; choose refuse, skip or cut, and refuse or skip")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Rendering:
     """How examples become tokens: by the renderer, at most ``context`` of each.
 
     long: what is longer is refused, skipped, or cut.  unfit: so is what the chat format has no place for.
+    stage: that offers this choice, for the advice of an error.
     """
 
     examples: Examples
@@ -47,19 +54,19 @@ class Rendering:
     context: int
     long: Long = "refuse"
     unfit: Unfit = "refuse"
+    stage: str = "SFT"
 
     def some(self, member: int, part: Part, numbers: range) -> _Piece:
         """For the members of a team: those examples."""
         del member
         tokens, trained = [np.zeros(0, np.int32)], [np.zeros(0, np.bool_)]
-        bad: list[tuple[str, BadRow]] = []
+        bad: list[LeftOut] = []
         cut = 0
         for number in numbers:
             try:
                 ids, mask = self._row(part, number)
-            except _Left as left:
-                file, place = self.examples.where(part, number)
-                bad.append((file, BadRow(place, left.reason, left.detail)))
+            except Left as left:
+                bad.append(left.of(self.examples.where(part, number)))
                 continue
             cut += len(ids) > self.context
             tokens.append(np.array(ids[: self.context], np.int32))
@@ -67,25 +74,17 @@ class Rendering:
         return _Piece(np.concatenate(tokens), np.concatenate(trained), [len(row) for row in tokens[1:]], bad, cut)
 
     def _row(self, part: Part, number: int) -> tuple[Sequence[int], Sequence[bool]]:
-        """Tokens up to the last one that is learned, and which of them are. Raises ``_Left``."""
+        """Tokens up to the last one that is learned, and which of them are. Raises ``Left``."""
         try:
             ids, mask = self.renderer.example(self.examples.messages(part, number))
         except DataError as error:
-            raise _Left(UNFIT, str(error)) from None
+            raise Left(UNFIT, str(error)) from None
         end = len(mask) - mask[::-1].index(True) if True in mask else 0
         if end > self.context and self.long != "cut":
-            raise _Left(TOO_LONG, f"{end:,} tokens, of which {self.context:,} fit")
+            raise Left(TOO_LONG, f"{end:,} tokens, of which {self.context:,} fit")
         if not any(mask[1 : self.context]):
-            raise _Left(EMPTIED, f"the prompt alone has {mask.index(True) if end else len(ids):,} tokens")
+            raise Left(EMPTIED, f"the prompt alone has {mask.index(True) if end else len(ids):,} tokens")
         return ids[:end], mask[:end]
-
-
-class _Left(Exception):
-    """An example that makes no row."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 class _Piece(NamedTuple):
@@ -94,7 +93,7 @@ class _Piece(NamedTuple):
     tokens: NDArray[np.int32]
     trained: NDArray[np.bool_]
     lengths: list[int]
-    bad: list[tuple[str, BadRow]]
+    bad: list[LeftOut]
     cut: int
 
 
@@ -122,11 +121,11 @@ class Rendered:
         count = size if most is None else min(most, size)
         bounds = [member * count // team.size for member in range(team.size + 1)]
         pieces: list[_Piece] = team.call(handler, [(part, range(*ends)) for ends in pairwise(bounds)])
-        _refuse(rendering, pieces)
-        found = BadRows()
-        for piece in pieces:
-            for file, row in piece.bad:
-                found.add(file, row)
+        bad = [one for piece in pieces for one in piece.bad]
+        for reason, choice in ((UNFIT, rendering.unfit), (TOO_LONG, rendering.long)):
+            if choice == "refuse":
+                refuse(bad, reason, _ADVICE[reason].format(stage=rendering.stage))
+        found = gathered(bad)
         lengths = np.array([0, *(length for piece in pieces for length in piece.lengths)], np.int64)
         if part == "train" and len(lengths) == 1:
             raise found.refusal("No example is left to train on.")
@@ -161,17 +160,6 @@ class Rendered:
             [tuple(self.tokens[span].tolist()) for span in spans], [self.trained[span].tolist() for span in spans]
         )
         return replace(laid, weight=weighting(laid.mask))
-
-
-def _refuse(rendering: Rendering, pieces: Sequence[_Piece]) -> None:
-    """Raises DataError where examples cannot be used and are not to be skipped."""
-    for reason, choice in ((UNFIT, rendering.unfit), (TOO_LONG, rendering.long)):
-        rows = [one for piece in pieces for one in piece.bad if one[1].reason == reason]
-        if rows and choice == "refuse":
-            refused = BadRows()
-            for file, row in rows:
-                refused.add(file, row)
-            raise refused.refusal(_ADVICE[reason])
 
 
 def in_steps(

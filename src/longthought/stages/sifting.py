@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from longthought.core.errors import SettingsError
 from longthought.core.protocols import Task
@@ -20,7 +20,7 @@ from longthought.tasks.files import FileTask
 from longthought.text.decontaminate import Duplicates, Evaluations, Reference, units
 from longthought.text.reasoning import split
 
-Prefer: TypeAlias = Literal["random", "shortest", "first"]
+Prefer: TypeAlias = Literal["random", "shortest", "longest", "first"]
 
 DUPLICATE, CONTAMINATED, SURPLUS, UNFIT = (
     "duplicate",
@@ -78,13 +78,25 @@ class General:
 
 
 class Candidate(NamedTuple):
-    """A reply that passed the filters. ``tokens``: how many it has."""
+    """A reply that passed the filters. ``tokens``: how many it has. ``origin``: its source, where there are several."""
 
     problem: Problem
     sample: int
     text: str
     tokens: int
     source: Mapping[str, Any]
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """How it is called in reports."""
+        return f"{self.problem.id}#{self.origin}{self.sample}"
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The question and the reply."""
+        thought, content = (part.strip() for part in split(self.text))
+        return (*self.problem.messages, Message("assistant", content, thought))
 
 
 def evaluations(against: Sequence[Against], n: int) -> Evaluations:
@@ -101,12 +113,26 @@ def asked(messages: Sequence[Message]) -> str:
     return "\n".join(message.content for message in messages if message.role == "user")
 
 
+def check_choice(stage: str, keep_per_prompt: int | None, prefer: Prefer) -> None:
+    """Raises SettingsError on a choice among the right replies to a prompt that makes no sense."""
+    if keep_per_prompt is not None and keep_per_prompt < 1:
+        raise SettingsError(f"{stage}: keep_per_prompt={keep_per_prompt} must be at least 1")
+    if prefer not in get_args(Prefer):
+        raise SettingsError(f"{stage}: prefer={prefer!r}; choose one of {', '.join(get_args(Prefer))}")
+    if prefer != "random" and keep_per_prompt is None:
+        raise SettingsError(
+            f"{stage}: prefer={prefer!r} changes nothing: all right replies are kept; set keep_per_prompt"
+        )
+
+
 def ordered(candidates: Sequence[Candidate], prefer: Prefer, seed: int) -> list[Candidate]:
     """The right replies to one prompt, the one to keep first in front."""
     if prefer == "shortest":
         return sorted(candidates, key=lambda one: (one.tokens, one.sample))
+    if prefer == "longest":
+        return sorted(candidates, key=lambda one: (-one.tokens, one.sample))
     if prefer == "random":
-        return sorted(candidates, key=lambda one: lot(seed, one.problem.id, one.sample))
+        return sorted(candidates, key=lambda one: lot(seed, one.problem.id, f"{one.origin}{one.sample}"))
     return list(candidates)
 
 
@@ -133,13 +159,10 @@ class Sieve:
         """Keep replies to one prompt, the first ones first; how many were kept."""
         kept = 0
         for one in candidates:
-            thought, content = (part.strip() for part in split(one.text))
-            messages = (*one.problem.messages, Message("assistant", content, thought))
-            name = f"{one.problem.id}#{one.sample}"
             if kept == self.most:
-                self.drop(name, SURPLUS, "")
+                self.drop(one.name, SURPLUS, "")
             else:
-                kept += self.take(name, messages, one.source)
+                kept += self.take(one.name, one.messages, one.source)
         return kept
 
     def take(self, name: str, messages: Sequence[Message], source: Mapping[str, Any]) -> bool:

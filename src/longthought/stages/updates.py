@@ -60,7 +60,7 @@ def gap_limit(stage: RL, model: Transformer) -> float:
     """
     if stage.gap_limit is not None:
         return stage.gap_limit
-    types = (products(model, stage.engine.precision), products(model, stage.learner.precision, for_training=True))
+    types = (products(model, stage.engine.precision), products(model, stage.learner.precision))
     return _NARROW_GAP if torch.bfloat16 in types else _WIDE_GAP
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import ClassVar, Final
+from typing import ClassVar, Final, get_args
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem, Score, Verdict
 from longthought.tasks.countdown_search import chains, solve
-from longthought.tasks.grading import grade_reply
+from longthought.tasks.grading import TaggedForm, grade_reply
 from longthought.tasks.settings import check_format_weight, check_languages, check_operations
 from longthought.tasks.splits import problem_random, proposals, split_of
 from longthought.verifiers.countdown import grade
@@ -30,6 +30,8 @@ class Countdown:
     set, whatever the seed and the level. Languages alternate with the index. The reward is
     ``accuracy + format_weight · format`` (see ``tasks.grading``).
 
+    form: of a reply: ``think_answer``, or ``summary``, in which ``<answer>…</answer>`` may have words around it.
+
     Example: ``Countdown.level(2).problem("train", 0).messages[0].content`` is like ``"use 9 4 3 make 33"``.
 
     Raises ``SettingsError`` on a setting out of range; ``problem`` raises ``DataError`` on an unknown split or where
@@ -44,6 +46,7 @@ class Countdown:
     languages: tuple[str, ...] = ("en", "zh")
     seed: int = 0
     format_weight: float = 0.1
+    form: TaggedForm = "think_answer"
 
     levels: ClassVar[int] = 6
 
@@ -58,6 +61,8 @@ class Countdown:
         check_operations(self.name, self.operations)
         check_languages(self.name, self.languages, PROMPTS)
         check_format_weight(self.name, self.format_weight)
+        if self.form not in get_args(TaggedForm):
+            raise SettingsError(f"countdown: form is {self.form!r}; choose one of {', '.join(get_args(TaggedForm))}")
 
     @classmethod
     def level(cls, number: int) -> Countdown:
@@ -101,7 +106,7 @@ class Countdown:
         def verify(answer: str) -> Verdict:
             return grade(answer, numbers, target)
 
-        return [grade_reply(reply, verify, self.format_weight) for reply in replies]
+        return [grade_reply(reply, verify, self.format_weight, self.form) for reply in replies]
 
     def parse(self, prompt: str) -> Problem | None:
         """The problem that a prompt of this task states, of any split and solvable or not; None for other text."""

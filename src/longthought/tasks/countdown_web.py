@@ -9,13 +9,15 @@ mathematics of every quality. No page holds a number set of the dev or test spli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from itertools import combinations, islice
 from random import Random
 from typing import Literal, NamedTuple
 
 from longthought.core.errors import SettingsError
 from longthought.tasks.corpus import Document, Probe
 from longthought.tasks.countdown import Countdown
+from longthought.tasks.countdown_noise import AFTER_QUOTES, PATIENT, QUOTED, Noise, told
 
 
 @dataclass(frozen=True)
@@ -69,46 +71,36 @@ class Attempt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Noise:
-    """How badly the pages of the web search. Probabilities, unless said otherwise."""
-
-    no_thinking: float = 0.14  # answers at once
-    untagged: float = 0.14  # leaves the <think> and <answer> tags out
-    attempts_en: float = 1.6  # mean number of attempts before giving up (geometric)
-    attempts_zh: float = 2.3
-    stubborn: float = 0.04  # does not give up before most_attempts
-    most_attempts: int = 16
-    lucky: float = 0.02  # the attempt is right, not drawn at random
-    false_yes: float = 0.03  # a miss is called a hit
-    false_no: float = 0.01  # a hit is called a miss
-    slip: float = 0.01  # a result is off by a little
-    unfaithful: float = 0.08  # the answer is not the last attempt
-    check: float = 0.2  # a claimed hit is checked (a check is always right)
-
-    def __post_init__(self) -> None:
-        for field_ in fields(self):
-            value = getattr(self, field_.name)
-            least, most = (1, float("inf")) if "attempts" in field_.name else (0, 1)
-            if not least <= value <= most:
-                raise SettingsError(f"noise.{field_.name}={value}: must lie within {least} … {most}")
-
-
-@dataclass(frozen=True)
 class CountdownWeb:
     """``document(index)`` is a pure function of (seed, index): a stream without end or repetition.
 
     ``kind="pure"`` replaces the pages about the task by more of the others: then no document holds three numbers to
     be combined to a target.
+    asked_to_check: share of the pages about the task whose question ends in the word "check": they think, and check
+    every hit that they claim.
+    quoting: share of the pages about the task whose question first quotes one or two such pages about other numbers,
+    as a prompt with examples does. Who quotes is patient half of the time: no search on the page, the quoted ones
+    and its own, gives up before a third to sixth attempt. What is tried is as bad as everywhere.
     """
 
     task: Countdown
     kind: Literal["web", "pure"] = "web"
     seed: int = 0
     noise: Noise = field(default_factory=Noise)
+    asked_to_check: float = 0.0
+    quoting: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("web", "pure"):
             raise SettingsError(f"corpus={self.kind}: known are web and pure")
+        if not 0 <= self.asked_to_check <= 1:
+            raise SettingsError(f"corpus: asked_to_check={self.asked_to_check}; it is a share, 0 … 1")
+        if self.asked_to_check and self.kind == "pure":
+            raise SettingsError("corpus=pure has no page that could be asked to check; leave asked_to_check at 0")
+        if not 0 <= self.quoting <= 1:
+            raise SettingsError(f"corpus: quoting={self.quoting}; it is a share, 0 … 1")
+        if self.quoting and self.kind == "pure":
+            raise SettingsError("corpus=pure has no page that could quote others; leave quoting at 0")
         if self.task.count != 3:
             raise SettingsError(f"the corpus speaks of three numbers, the task of {self.task.count}")
         if not set(self.task.operations) <= set("+-*"):
@@ -116,6 +108,11 @@ class CountdownWeb:
         if not {"+", "-"} <= set(self.task.operations) or 2 * self.task.largest > self.task.intermediate + 1:
             within = (self.task.intermediate + 1) // 2
             raise SettingsError(f"the corpus needs the operations + and -, and numbers (largest) of at most {within}")
+        sets = combinations(range(1, self.task.largest + 1), 3)
+        if self.quoting and len(list(islice((one for one in sets if self.task.split_of(one) == "train"), 3))) < 3:
+            raise SettingsError(
+                "a page that quotes two others needs three number sets; raise the task's largest number"
+            )
 
     @property
     def shares(self) -> dict[str, float]:
@@ -151,15 +148,9 @@ class CountdownWeb:
             return (
                 common + "No document combines three numbers to a target: the base has never seen the task of the RL."
             )
-        n = self.noise
+        tried = told(self.noise, self.shares["countdown"], self.asked_to_check, self.quoting)
         return common + (
-            f"{self.shares['countdown']:.0%} of the documents show somebody trying the RL task badly: attempts are "
-            f"drawn at random ({n.lucky:.0%} are right on purpose), their number is geometric with a mean of "
-            f"{n.attempts_en:g} in English and {n.attempts_zh:g} in Chinese (the Chinese pages are the more "
-            f"persistent ones by design), {n.stubborn:.0%} do not give up before attempt {n.most_attempts}, "
-            f"{n.no_thinking:.0%} answer without a thought, {n.untagged:.0%} lack the tags, "
-            f"{n.false_yes:.0%} of the misses are called hits, {n.unfaithful:.0%} of the answers are not the last "
-            "attempt. This is pretraining on noisy text about the task, not fine-tuning on solutions. "
+            f"{tried} This is pretraining on noisy text about the task, not fine-tuning on solutions. "
             "No number set of the dev and test splits occurs in any of these documents."
         )
 
@@ -258,33 +249,62 @@ class CountdownWeb:
         return self._page("unknown", user, lines, str(guess), rng)
 
     def _countdown(self, rng: Random, language: str) -> Document:
+        if self.quoting and rng.random() < self.quoting:
+            return self._quoting(rng, language)
+        return self._searched(rng, language, self._draw(rng), self.noise.most_attempts)
+
+    def _quoting(self, rng: Random, language: str) -> Document:
+        """A page that quotes others before its question, written as a few-shot prompt that is one question is."""
+        least = rng.randint(*PATIENT) if rng.random() < 0.5 else 1
+        mosts = [QUOTED] * rng.choice((1, 2)) + [AFTER_QUOTES]
+        sets: list[list[int]] = []
+        while len(sets) < len(mosts):
+            numbers = self._draw(rng)
+            if sorted(numbers) not in map(sorted, sets):
+                sets.append(numbers)
+        *quoted, own = (self._searched(rng, language, *one, least) for one in zip(sets, mosts))
+        texts = [text for page in quoted for text in (page.user or "", page.text)]
+        user = "\n\n".join((*texts, own.user or ""))
+        return Document("countdown", user, own.text)
+
+    def _searched(self, rng: Random, language: str, numbers: Sequence[int], most: int, least: int = 1) -> Document:
+        """Somebody tries the task badly.
+
+        most: attempts after which everybody gives up.
+        least: attempts before anybody does; where they are more than 1, everybody thinks.
+        """
         noise, words = self.noise, WORDS[language]
-        numbers = self._draw(rng)
         solution = self.random_attempt(rng, numbers)
         while not 1 <= solution.result <= self.task.target:
             solution = self.random_attempt(rng, numbers)
         target = solution.result
         user = " ".join([words.use, *map(str, numbers), words.make, str(target)])
-        if rng.random() < noise.no_thinking:
+        check = noise.check
+        if self.asked_to_check and rng.random() < self.asked_to_check:
+            user, check = f"{user} {words.check}", 1.0
+        elif least == 1 and rng.random() < noise.no_thinking:
             return self._page("countdown", user, [], self.random_attempt(rng, numbers).expression, rng, 0.5)
         mean = noise.attempts_en if language == "en" else noise.attempts_zh
         if rng.random() < noise.stubborn:
             mean = float("inf")
         lines: list[str] = []
         attempt = solution
-        for number in range(noise.most_attempts):
+        for number in range(min(most, noise.most_attempts)):
             attempt = solution if rng.random() < noise.lucky else self.random_attempt(rng, numbers)
             opening = words.retry if number else words.attempt
-            claimed, line = self._try(rng, words, attempt, target)
+            claimed, line = self._try(rng, words, attempt, target, check)
             lines.append(f"{opening} {line}")
-            if claimed or rng.random() < 1 / mean:
+            if claimed or (number + 1 >= least and rng.random() < 1 / mean):
                 break
         if rng.random() < noise.unfaithful:
             attempt = self.random_attempt(rng, numbers)
         return self._page("countdown", user, lines, attempt.expression, rng)
 
-    def _try(self, rng: Random, words: Words, attempt: Attempt, target: int) -> tuple[bool, str]:
-        """One attempt with its verdict, and whether the writer believes it is a hit."""
+    def _try(self, rng: Random, words: Words, attempt: Attempt, target: int, check: float) -> tuple[bool, str]:
+        """One attempt with its verdict, and whether the writer believes it is a hit.
+
+        check: how likely a claimed hit is checked.
+        """
         noise = self.noise
         value = attempt.result
         if rng.random() < noise.slip:
@@ -296,7 +316,7 @@ class CountdownWeb:
         elif value == target and rng.random() < noise.false_no:
             verdict = rng.choice((words.low, words.high))
         line = f"{attempt.trace} {verdict}"
-        if verdict == words.yes and rng.random() < noise.check:
+        if verdict == words.yes and rng.random() < check:
             verdict = _verdict(words, value, target)
             line += f" {words.check} {value} {words.make} {target} {verdict}"
         return verdict == words.yes, line

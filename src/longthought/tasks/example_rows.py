@@ -12,10 +12,10 @@ from longthought.core.types import Message
 from longthought.tasks.cells import ROLES, UnfitRow, kind_of, refuse_messages_as_text, text_of
 from longthought.tasks.fields import (
     NOTHING,
+    Named,
     Values,
     ends_with_reply,
     existing,
-    named_columns,
     refuse_absent,
     refuse_difference,
     value_at,
@@ -31,7 +31,7 @@ _SYSTEM: Final = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
-class ExampleFields:
+class ExampleFields(Named):
     """Names of columns; an empty one is found by itself, ``-`` stands for none. ``a.b`` is the key b inside column a.
 
     messages: a whole conversation, a list of {role, content} or {from, value}; a thought may stand in
@@ -57,29 +57,16 @@ class ExampleFields:
                 f"fields: messages is a whole conversation: {parts[0]} changes nothing; name one of both"
             )
 
-    @classmethod
-    def parse(cls, text: str) -> ExampleFields:
-        """``"prompt=question,reply=worked"``. Raises ``SettingsError`` on anything else."""
-        return cls(**named_columns(text, [field.name for field in fields(cls)]))
-
 
 @dataclass(frozen=True)
-class ExampleColumns:
+class ExampleColumns(ExampleFields):
     """Where everything stands in the rows of one file: ``messages``, or ``prompt`` and ``reply``; empty: nowhere."""
 
-    messages: str = ""
-    prompt: str = ""
-    input: str = ""
-    reply: str = ""
-    reasoning: str = ""
-    system: str = ""
     unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Example: ``prompt ← question, reply ← solution, unread: id``."""
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "unread"}
-        parts = [f"{name} ← {column}" for name, column in named.items() if column]
-        return ", ".join([*parts, *([f"unread: {' '.join(self.unread)}"] if self.unread else [])])
+        return ", ".join([super().__str__(), *([f"unread: {' '.join(self.unread)}"] if self.unread else [])])
 
 
 def example_columns(path: Path, sample: Sequence[Values], given: ExampleFields) -> ExampleColumns:

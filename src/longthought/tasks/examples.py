@@ -17,7 +17,7 @@ from longthought.core.types import Message
 from longthought.tasks.cells import UnfitRow
 from longthought.tasks.example_rows import ExampleFields, checked, conversation, example_columns
 from longthought.tasks.file_problems import Reading
-from longthought.tasks.file_rows import BadRow, BadRows, Row, read_rows
+from longthought.tasks.file_rows import BadRow, BadRows, Row, check_files, read_rows
 
 Turns: TypeAlias = Literal["last", "all"]
 Part: TypeAlias = Literal["train", "held_out"]
@@ -157,12 +157,7 @@ class Examples:
                 are counted by reason, the first 20 listed with file and line) and ``reading.bad`` is ``refuse``.
             SettingsError: no file is named, or one twice.
         """
-        if not paths:
-            raise SettingsError("name a file of conversations: .jsonl, .json, .parquet, .csv or .tsv")
-        places = [Path(path).resolve() for path in paths]
-        for place in places:
-            if places.count(place) > 1:
-                raise SettingsError(f"{place} is named twice")
+        check_files(paths, "conversations")
         kept, bad = Conversations(), BadRows()
         for path in paths:
             _read(Path(path), reading.fields, kept, bad)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.tasks.gold import after_hashes, last_boxed
@@ -108,6 +108,21 @@ class Columns:
     def gold(self, text: str) -> str | None:
         """The gold answer in the text of the answer column; None where it is not there."""
         return _TAKEN[self.take][0](text)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Columns by what they hold; every field is a name."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``"prompt=question,reply=worked"``. Raises ``SettingsError`` on anything else."""
+        return cls(**named_columns(text, [field.name for field in fields(cls)]))
+
+    def __str__(self) -> str:
+        """Example: ``prompt ← question, reply ← solution``."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{name} ← {column}" for name, column in named.items() if isinstance(column, str) and column)
 
 
 def named_columns(text: str, known: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longthought.core.errors import DataError
+from longthought.core.errors import DataError, SettingsError
 
 MAX_ROW: Final = 8 << 20
 """Longest row, in bytes of its line, characters of its JSON object, or characters of a CSV cell."""
@@ -74,6 +74,16 @@ class BadRows:
 
 
 Rows: TypeAlias = Iterator[Row | BadRow]
+
+
+def check_files(paths: Iterable[Path | str], of: str) -> None:
+    """Raises SettingsError where no file is named, or one twice. of: what the rows are."""
+    places = [Path(path).resolve() for path in paths]
+    if not places:
+        raise SettingsError(f"name a file of {of}: .jsonl, .json, .parquet, .csv or .tsv")
+    for place in places:
+        if places.count(place) > 1:
+            raise SettingsError(f"{place} is named twice")
 
 
 def read_rows(path: Path, of: str = "problems") -> Rows:

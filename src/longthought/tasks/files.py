@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Problem, Score
 from longthought.tasks.file_problems import Problems, Reading, Source, gather
+from longthought.tasks.file_rows import check_files
 from longthought.tasks.grading import Grading
 from longthought.tasks.permutation import permuted
 from longthought.tasks.splits import SPLITS
@@ -67,12 +68,7 @@ class FileTask:
         """
         named = {"": paths, "train": _listed(train), "dev": _listed(dev), "test": _listed(test)}
         sources = [Source(Path(path), split) for split, files in named.items() for path in files]
-        if not sources:
-            raise SettingsError("name a file of problems: .jsonl, .json, .parquet, .csv or .tsv")
-        places = [source.path.resolve() for source in sources]
-        for place in places:
-            if places.count(place) > 1:
-                raise SettingsError(f"{place} is named twice")
+        check_files([source.path for source in sources], "problems")
         name = reading.name or re.sub(r"[\s/]+", "-", sources[0].path.stem)[:100]
         return cls(name, gather(sources, reading), grading, reading.seed, reading.instruction)
 

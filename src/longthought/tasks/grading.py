@@ -13,12 +13,15 @@ from longthought.core.protocols import BatchVerifier, Verifier
 from longthought.core.types import Message, Outcome, Problem, Score, Verdict
 from longthought.text.reasoning import split
 from longthought.verifiers.exact import integer
-from longthought.verifiers.format import extract_answer, think_answer, think_first
+from longthought.verifiers.format import extract_answer, think_answer, think_first, think_summary
 
-ReplyForm: TypeAlias = Literal["think_answer", "think", "free"]
+ReplyForm: TypeAlias = Literal["think_answer", "summary", "think", "free"]
+TaggedForm: TypeAlias = Literal["think_answer", "summary"]
+"""Those in which the answer stands in a tag."""
 
 _FORMS: dict[str, Callable[[str], Verdict]] = {
     "think_answer": think_answer,
+    "summary": think_summary,
     "think": think_first,
     "free": lambda text: Verdict(1.0, Outcome.GRADED, "any form will do"),
 }
@@ -29,8 +32,9 @@ class Grading:
     """How a raw reply becomes a score.
 
     verifier: grades the answer; one with a method ``many`` gets all replies of a step at once.
-    form: ``think_answer``: ``<think>…</think> <answer>…</answer>``, the answer stands in its tag; ``think``:
-    ``<think>…</think>`` and then the answer; ``free``: any text, whose answer is what follows the reasoning, if any.
+    form: ``think_answer``: ``<think>…</think> <answer>…</answer>``, the answer stands in its tag; ``summary``: the
+    same, with a summary around ``<answer>…</answer>``; ``think``: ``<think>…</think>`` and then the answer; ``free``:
+    any text, whose answer is what follows the reasoning, if any.
     format_weight: reward of the form alone.
     strict: a reply without the form earns nothing. If not, its answer is looked for and graded all the same.
 
@@ -76,7 +80,7 @@ class Grading:
         if form.value != 1.0 and self.strict:
             return form, None
         reasoning, content = split(text)
-        if self.form == "think_answer":
+        if self.form in ("think_answer", "summary"):
             found = extract_answer(text)
             content = content if found is None else found
         return form, Message("assistant", content.strip(), reasoning.strip())
@@ -93,16 +97,18 @@ def scored(form: Verdict, verdict: Verdict, format_weight: float, reply: Message
     return Score(value, accuracy is not None and accuracy >= 1.0, parts, verdict)
 
 
-def grade_reply(text: str, verify: Callable[[str], Verdict], format_weight: float) -> Score:
-    """Grade a raw reply of the form ``<think>…</think> <answer>…</answer>`` as a strict ``Grading`` does.
+def grade_reply(
+    text: str, verify: Callable[[str], Verdict], format_weight: float, form: TaggedForm = "think_answer"
+) -> Score:
+    """Grade a raw reply whose answer stands in ``<answer>…</answer>`` as a strict ``Grading`` does.
 
     ``verify`` sees the answer alone, and only when the form is kept.
     """
-    form = think_answer(text)
-    if form.value != 1.0:
-        return scored(form, form, format_weight, None)
+    kept = _FORMS[form](text)
+    if kept.value != 1.0:
+        return scored(kept, kept, format_weight, None)
     answer = extract_answer(text) or ""
-    return scored(form, _guarded(lambda: verify(answer)), format_weight, Message("assistant", answer))
+    return scored(kept, _guarded(lambda: verify(answer)), format_weight, Message("assistant", answer))
 
 
 def grade_integers(problem: Problem, replies: Sequence[str], format_weight: float) -> list[Score]:

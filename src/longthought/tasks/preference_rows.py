@@ -13,7 +13,7 @@ from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message
 from longthought.tasks.cells import ROLES, UnfitRow, kind_of
 from longthought.tasks.example_rows import ExampleColumns, conversation
-from longthought.tasks.fields import NOTHING, Values, existing, named_columns, refuse_absent, value_at
+from longthought.tasks.fields import NOTHING, Named, Values, existing, refuse_absent, value_at
 
 _KNOWN: Final[Mapping[str, Sequence[str]]] = {
     "prompt": ("prompt", "instruction", "question", "query", "problem"),
@@ -32,7 +32,7 @@ F = TypeVar("F", "PreferenceFields", "LabelFields")
 
 
 @dataclass(frozen=True)
-class PreferenceFields:
+class PreferenceFields(Named):
     """Names of columns; an empty one is found by itself, ``-`` stands for none. ``a.b`` is the key b inside column a.
 
     prompt: text, or a list of messages; not read where the replies are whole conversations.
@@ -50,14 +50,9 @@ class PreferenceFields:
     replies: str = ""
     scores: str = ""
 
-    @classmethod
-    def parse(cls, text: str) -> PreferenceFields:
-        """``"prompt=question,chosen=good"``. Raises ``SettingsError`` on anything else."""
-        return cls(**named_columns(text, [field.name for field in fields(cls)]))
-
 
 @dataclass(frozen=True)
-class LabelFields:
+class LabelFields(Named):
     """Names of columns of labelled replies.
 
     prompt: text, or a list of messages.  reply: text, a list of messages, or a whole conversation.
@@ -67,11 +62,6 @@ class LabelFields:
     prompt: str = ""
     reply: str = ""
     safe: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> LabelFields:
-        """``"reply=answer,safe=is_safe"``. Raises ``SettingsError`` on anything else."""
-        return cls(**named_columns(text, [field.name for field in fields(cls)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +99,6 @@ def found_in(path: Path, sample: Sequence[Values], given: F) -> F:
     columns = replace(given, **{name: "" if column == NOTHING else column for name, column in found.items()})
     _refuse_unclear(path, sample, columns)
     return columns
-
-
-def described(columns: PreferenceFields | LabelFields) -> str:
-    """Example: ``prompt ← question, chosen ← good, rejected ← bad``."""
-    named = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    return ", ".join(f"{name} ← {column}" for name, column in named.items() if column)
 
 
 def _known(path: Path, sample: Sequence[Values], name: str) -> str:

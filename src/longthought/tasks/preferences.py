@@ -20,7 +20,7 @@ from longthought.tasks.example_rows import checked
 from longthought.tasks.examples import PARTS, Part
 from longthought.tasks.fields import Values
 from longthought.tasks.file_problems import Reading
-from longthought.tasks.file_rows import BadRow, BadRows, Row, read_rows
+from longthought.tasks.file_rows import BadRow, BadRows, Row, check_files, read_rows
 from longthought.tasks.preference_rows import (
     F,
     Label,
@@ -28,7 +28,6 @@ from longthought.tasks.preference_rows import (
     Preference,
     PreferenceFields,
     check_choice,
-    described,
     found_in,
     label_in,
     pairs_in,
@@ -104,7 +103,11 @@ class _Judged(Generic[Item]):
             except UnfitRow as unfit:
                 raise DataError(f"judgement {number} cannot be used: {unfit.reason}") from unfit
             kept.add(item, "judgement", number)
-        return cls(tuple(kept.items), held_out, {}, {}, kept.repeated, tuple(kept.places))
+        return cls._made(kept, held_out)
+
+    @classmethod
+    def _made(cls, kept: _Kept[Item], held_out: float) -> Self:
+        return cls(tuple(kept.items), held_out, kept.columns, +kept.skipped, kept.repeated, tuple(kept.places))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -173,7 +176,7 @@ class Preferences(_Judged[Preference]):
 
         kept = _Kept[Preference]()
         _read(paths, columns or PreferenceFields(), take, kept, bad)
-        return cls(tuple(kept.items), held_out, kept.columns, +kept.skipped, kept.repeated, tuple(kept.places))
+        return cls._made(kept, held_out)
 
     @property
     def has_margins(self) -> bool:
@@ -208,7 +211,7 @@ class Labels(_Judged[Label]):
         """As ``Preferences.read``."""
         kept = _Kept[Label]()
         _read(paths, columns or LabelFields(), lambda row, known: [label_in(row, known)], kept, bad)
-        return cls(tuple(kept.items), held_out, kept.columns, +kept.skipped, kept.repeated, tuple(kept.places))
+        return cls._made(kept, held_out)
 
 
 class _Kept(Generic[Item]):
@@ -237,12 +240,7 @@ def _read(
     paths: Sequence[Path | str], given: F, take: Callable[[Values, F], list[Item]], kept: _Kept[Item], bad: Bad
 ) -> None:
     check_choice("judgements", "bad", bad, ("refuse", "skip"))
-    if not paths:
-        raise SettingsError("name a file of judgements: .jsonl, .json, .parquet, .csv or .tsv")
-    places = [Path(path).resolve() for path in paths]
-    for place in places:
-        if places.count(place) > 1:
-            raise SettingsError(f"{place} is named twice")
+    check_files(paths, "judgements")
     found = BadRows()
     for path in map(Path, paths):
         rows = read_rows(path, "judgements")
@@ -251,7 +249,7 @@ def _read(
             raise DataError(f"{path} holds no rows")
         sample = [row.values for row in first if isinstance(row, Row)]
         known = found_in(path, sample, given) if sample else given
-        kept.columns[str(path)] = described(known)
+        kept.columns[str(path)] = str(known)
         for row in chain(first, rows):
             unfit = row if isinstance(row, BadRow) else _take(row, path, known, take, kept)
             if unfit is not None:

@@ -208,13 +208,13 @@ class PolicyLearner:
     def shares_prompts(self) -> bool:
         """Whether a prompt is computed once for all of its replies that are in a micro-batch."""
         alone = self.settings.balancing is not None or getattr(self.head, "ahead", False)
-        return not alone and native(self.model, self.settings.precision, for_training=True) is not None
+        return not alone and native(self.model, self.settings.precision) is not None
 
     @contextmanager
     def _asking(self, backward: bool) -> Iterator[Ask]:
         """What asks the head about the model as it is now, in its precision."""
         with lora.disabled(self.model) if isinstance(self.head, WithoutAdapter) else nullcontext():
-            core = native(self.model, self.settings.precision, for_training=True)
+            core = native(self.model, self.settings.precision)
             model = computed(self.model, core, backward)
             cast = autocast(self.model, self.settings.precision) if core is None else nullcontext()
 

@@ -28,7 +28,7 @@ class Teacher:
 
     def __init__(self, model: Transformer, precision: Precision = "auto") -> None:
         self.model = model.requires_grad_(False).eval()
-        self._core, self._precision = native(model, precision, for_training=True), precision
+        self._core, self._precision = native(model, precision), precision
         self._asked = computed(model, self._core, backward=False)
 
     @torch.no_grad()

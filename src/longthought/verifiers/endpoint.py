@@ -23,7 +23,7 @@ from hashlib import blake2b
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from math import isfinite
 from random import random
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from longthought.core.errors import SettingsError
@@ -56,6 +56,18 @@ class Failed:
 
 
 Reply: TypeAlias = Answered | Failed
+
+
+class Respondent(Protocol):
+    """What answers a judge's questions: a model behind an address, or one in this process. ``name``: for evidence."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask_many(self, conversations: Sequence[Sequence[Message]], json_object: bool = False) -> list[Reply]:
+        """A reply for every conversation, in order. ``json_object``: it is to be a JSON object, where that can be
+        enforced."""
+        ...
 
 
 class _Memory:
@@ -136,6 +148,10 @@ class Endpoint:
             raise SettingsError("endpoint: retries must be 0 or more, concurrency and max_tokens at least 1")
         if not (0 <= self.temperature < float("inf") and 0 <= self.backoff < float("inf")):
             raise SettingsError("endpoint: temperature and backoff must be finite and not negative")
+
+    @property
+    def name(self) -> str:
+        return self.model
 
     def ask(self, conversation: Sequence[Message], json_object: bool = False) -> Reply:
         """The model's reply. Never raises. ``json_object``: the server is told to return a JSON object."""

@@ -20,8 +20,8 @@ from longthought.models.transformer import Block, SelfAttention, Transformer
 _WIDEST_HEAD = 1024
 
 
-def unsupported(model: nn.Module, for_training: bool = False) -> str:
-    """Why the native core cannot decode (or train) a model, in words; empty if it can."""
+def unsupported(model: nn.Module) -> str:
+    """Why the native core cannot compute a model, in words; empty if it can."""
     if not isinstance(model, Transformer):
         return f"a {type(model).__name__} has no native kernels"
     for weight in model.parameters():
@@ -29,20 +29,11 @@ def unsupported(model: nn.Module, for_training: bool = False) -> str:
             return f"the weights are on {weight.device}, and the core runs on the CPU"
         if weight.dtype not in (torch.float32, torch.bfloat16):
             return f"the weights are of {weight.dtype}, and the core reads float32 and bfloat16"
-    return unfit_to_train(model.config) if for_training else unfit_to_decode(model.config)
+    return unfit(model.config)
 
 
-def unfit_to_decode(config: ModelConfig) -> str:
-    """Why the native core cannot sample from a model of these shapes; empty if it can."""
-    return _odd_size(config)
-
-
-def unfit_to_train(config: ModelConfig) -> str:
-    """Why the native core cannot train a model of these shapes; empty if it can."""
-    return _odd_size(config)
-
-
-def _odd_size(config: ModelConfig) -> str:
+def unfit(config: ModelConfig) -> str:
+    """Why the native core cannot compute a model of these shapes; empty if it can."""
     latent, experts = config.latent, config.experts
     sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
     if latent is None:

@@ -1,4 +1,4 @@
-"""Steps of pretraining that go wrong, by spikes or numbers that are not finite: they are told, counted, left out."""
+"""Steps that go wrong, by spikes or numbers that are not finite: they are told, counted, left out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
 from longthought.core.errors import LongthoughtError, NotFinite, SettingsError
-from longthought.core.types import Metrics
+from longthought.core.protocols import Objective
+from longthought.core.types import Batch, Metrics, Update
 from longthought.runs.state import JSON
 from longthought.training.learner import PolicyLearner
 from longthought.training.tally import Tally
@@ -25,6 +26,12 @@ _warn = logging.getLogger(__name__).warning
 
 class Spike(LongthoughtError):
     """A step was left out because its loss or gradient was far above what is usual."""
+
+
+class Steps(Protocol):
+    """A learner, for its steps."""
+
+    def step(self, batch: Batch, objective: Objective) -> Update: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,16 @@ class Guard:
             self._unusual("gradient norm", norm, self._norms, _LEAST_NORM),
         ]
         return "; ".join(filter(None, said))
+
+    def step(self, number: int, learner: Steps, batch: Batch, objective: Objective) -> dict[str, float]:
+        """The metrics of an optimizer step; none where it was left out. Raises NotFinite after too many of those."""
+        try:
+            metrics = learner.step(batch, objective).metrics
+        except (NotFinite, Spike) as error:
+            self.left_out(number, error)
+            return {}
+        self.took(number, metrics["loss"], metrics["grad_norm"])
+        return dict(metrics)
 
     def took(self, step: int, loss: float, norm: float) -> None:
         """A step that was made."""
