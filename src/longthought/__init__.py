@@ -44,6 +44,18 @@ _PLACES: Final = {
     "stages.rejection_sampling": ("RejectionSampling",),
     "stages.reward_model": ("RewardModel", "SafetyModel"),
     "stages.preference_reward": ("PreferenceReward",),
+    "stages.cold_start": ("ColdStart",),
+    "stages.chain_sources": ("FewShot", "Direct", "Outputs"),
+    "stages.rewriting": ("EndpointRewriter",),
+    "stages.comparing": ("Comparing",),
+    "stages.labelling": ("Labelling",),
+    "stages.local_model": ("LocalModel",),
+    "stages.hacking": ("Hacking", "Look"),
+    "stages.difficulty": ("MeasureDifficulty",),
+    "stages.merging": ("Merge",),
+    "stages.diversity": ("CheckDiversity",),
+    "stages.selection": ("Select",),
+    "stages.sifting": ("Against", "General"),
     "stages.method": ("Method", "Critic", "KLReward", "Refill"),
     "stages.measure": ("Evaluate",),
     "evaluation.evaluate": ("EvaluationSettings", "evaluate", "summarize"),
@@ -77,6 +89,9 @@ _PLACES: Final = {
     "tasks.sudoku": ("Sudoku",),
     "verifiers.compose": ("All", "Any", "First", "Threshold", "Weighted"),
     "rollout.shaping": ("LanguageConsistency", "Length", "Overlong", "Repetition", "TokenRepetition"),
+    "rollout.filters": ("Screen",),
+    "verifiers.constitution": ("Constitution", "Observance"),
+    "tasks.requests": ("Requests",),
     "core.protocols": ("Objective", "Sampler", "Task", "Verifier"),
     "text.templates": ("Template", "TEMPLATES"),
 }
@@ -115,6 +130,7 @@ if TYPE_CHECKING:
     from longthought.recipes.methods import Knobs as Knobs
     from longthought.recipes.methods import method as method
     from longthought.recipes.script import train as train
+    from longthought.rollout.filters import Screen as Screen
     from longthought.rollout.shaping import LanguageConsistency as LanguageConsistency
     from longthought.rollout.shaping import Length as Length
     from longthought.rollout.shaping import Overlong as Overlong
@@ -124,8 +140,20 @@ if TYPE_CHECKING:
     from longthought.runs.artifacts import Policy as Policy
     from longthought.runs.artifacts import load as load
     from longthought.runs.run import Run as Run
+    from longthought.stages.chain_sources import Direct as Direct
+    from longthought.stages.chain_sources import FewShot as FewShot
+    from longthought.stages.chain_sources import Outputs as Outputs
+    from longthought.stages.cold_start import ColdStart as ColdStart
+    from longthought.stages.comparing import Comparing as Comparing
+    from longthought.stages.difficulty import MeasureDifficulty as MeasureDifficulty
     from longthought.stages.distillation import Distillation as Distillation
+    from longthought.stages.diversity import CheckDiversity as CheckDiversity
+    from longthought.stages.hacking import Hacking as Hacking
+    from longthought.stages.hacking import Look as Look
+    from longthought.stages.labelling import Labelling as Labelling
+    from longthought.stages.local_model import LocalModel as LocalModel
     from longthought.stages.measure import Evaluate as Evaluate
+    from longthought.stages.merging import Merge as Merge
     from longthought.stages.method import Critic as Critic
     from longthought.stages.method import KLReward as KLReward
     from longthought.stages.method import Method as Method
@@ -134,8 +162,12 @@ if TYPE_CHECKING:
     from longthought.stages.rejection_sampling import RejectionSampling as RejectionSampling
     from longthought.stages.reward_model import RewardModel as RewardModel
     from longthought.stages.reward_model import SafetyModel as SafetyModel
+    from longthought.stages.rewriting import EndpointRewriter as EndpointRewriter
     from longthought.stages.rl import RL as RL
+    from longthought.stages.selection import Select as Select
     from longthought.stages.sft import SFT as SFT
+    from longthought.stages.sifting import Against as Against
+    from longthought.stages.sifting import General as General
     from longthought.tasks.arithmetic import Arithmetic as Arithmetic
     from longthought.tasks.chains import Chains as Chains
     from longthought.tasks.circuits import Circuits as Circuits
@@ -155,6 +187,7 @@ if TYPE_CHECKING:
     from longthought.tasks.permutations import Permutations as Permutations
     from longthought.tasks.preferences import Labels as Labels
     from longthought.tasks.preferences import Preferences as Preferences
+    from longthought.tasks.requests import Requests as Requests
     from longthought.tasks.squares import Squares as Squares
     from longthought.tasks.sudoku import Sudoku as Sudoku
     from longthought.text.templates import TEMPLATES as TEMPLATES
@@ -167,6 +200,8 @@ if TYPE_CHECKING:
     from longthought.verifiers.compose import First as First
     from longthought.verifiers.compose import Threshold as Threshold
     from longthought.verifiers.compose import Weighted as Weighted
+    from longthought.verifiers.constitution import Constitution as Constitution
+    from longthought.verifiers.constitution import Observance as Observance
     from longthought.verifiers.endpoint import Endpoint as Endpoint
     from longthought.verifiers.exact import Exact as Exact
     from longthought.verifiers.exact import Number as Number

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from longthought.cli.eval import _table
 from longthought.cli.main import main
+from longthought.evaluation.report_data import Estimate, EvaluationSummary
 from longthought.runs.record import Record
 
 Capture = pytest.CaptureFixture[str]
@@ -180,6 +182,23 @@ def test_eval_prints_a_table(run: Path, capsys: Capture) -> None:
     assert "3 problems of the test split × 1 samples at temperature 0" in out
     for label in ("pass@1", "response length", "rejected attempts", "right format", "mix languages", "cut by"):
         assert label in out
+
+
+def test_eval_prints_what_else_the_score_has() -> None:
+    parts = {"accuracy": Estimate(0.5), "format": Estimate(0.5), "preference\x1b": Estimate(-0.25, -0.5, 0.125)}
+    told = _table(EvaluationSummary(4, 2, Estimate(0.5), parts=parts)).splitlines()
+    assert told[-1].split() == ["preference\ufffd", "-0.25", "[-0.5,", "0.125]"]
+    assert [line for line in told if line.startswith(("accuracy", "format"))] == []
+
+
+@pytest.mark.parametrize("command", ["doctor", "plan", "run"])
+def test_a_run_is_no_recipe(run: Path, command: str, capsys: Capture) -> None:
+    assert main([command, str(run)]) == 2
+    told = capsys.readouterr().err
+    assert "is the folder of a run" in told
+    assert "give its recipe, tiny, and" in told
+    assert "rl.steps=2" in told
+    assert f"report {run}" in told
 
 
 def test_a_model_folder_outside_a_run_gets_the_task_of_a_recipe(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -151,6 +151,19 @@ def test_time_and_speed(tmp_path: Path) -> None:
     }
 
 
+def test_a_row_that_holds_a_look_alone_spoils_no_speed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    looked = {
+        "01-base/metrics.jsonl": [*FILES["01-base/metrics.jsonl"][:1], {"step": 1, "held_out_loss": 3.0}],
+        "04-rl/metrics.jsonl": [{"step": 0, "look/score": 0.5}, *METRICS],
+        "04-rl/timings.jsonl": [{"looks": 9.0, **TIMINGS["04-rl"][0]}, TIMINGS["04-rl"][1]],
+    }
+    speeds = dict(report_data(_write(tmp_path, FILES | looked)).speeds)
+    assert speeds["pretraining"] == 1000 / 1
+    assert speeds["sampling in RL"] == 3 * 4 * (10 + 20) / 6
+    assert speeds["training in RL (on what was sampled)"] == 3 * 4 * (10 + 20) / 3
+    assert caplog.text == ""
+
+
 def test_a_gate_that_refused_the_base_is_shown(tmp_path: Path) -> None:
     files = {"01-base/corpus.json": CORPUS, "02-readiness/checks.json": GATE}
     data = report_data(_write(tmp_path, files))

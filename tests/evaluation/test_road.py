@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import inspect
 import io
 import json
 import logging
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from longthought import stages
 from longthought.core.types import Group, Score
 from longthought.evaluation.behaviours import ENGLISH
 from longthought.evaluation.evaluate import part_means, summarize
@@ -23,7 +27,7 @@ from longthought.evaluation.from_run import report_data
 from longthought.evaluation.headline import difference, duration, flops, sentence
 from longthought.evaluation.report import picture, terminal_summary, write_report
 from longthought.evaluation.report_data import Curve, Estimate
-from longthought.evaluation.road import road_of
+from longthought.evaluation.road import KINDS, road_of
 from longthought.evaluation.road_charts import columns, losses, part_columns, rl_rows
 from longthought.evaluation.road_data import Road, Stop
 from longthought.models import cost
@@ -358,6 +362,32 @@ def test_equal_runs_give_equal_bytes_and_a_picture(record: Record, tmp_path: Pat
     svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
     for text in ("delta", "pass@1", "Wishes"):
         assert f">{text}</text>" in svg
+
+
+def stages_of_the_package() -> list[str]:
+    """Classes that make something of something: they have ``run`` and ``load``."""
+    modules = [
+        importlib.import_module(f"longthought.stages.{one.name}") for one in pkgutil.iter_modules(stages.__path__)
+    ]
+    found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    return sorted(
+        kind.__name__
+        for kind in found
+        if kind.__module__.startswith("longthought.stages.")
+        and callable(getattr(kind, "run", None))
+        and callable(getattr(kind, "load", None))
+        and not inspect.isabstract(kind)
+    )
+
+
+def test_every_stage_has_words_and_is_known_before_it_has_made_anything(tmp_path: Path) -> None:
+    names = stages_of_the_package()
+    assert {"RL", "ColdStart", "RejectionSampling", "Select"} <= set(names)
+    assert set(names) <= KINDS.keys()
+    for number, name in enumerate(names):
+        write(tmp_path, {f"{number + 1:02d}-{name}/stage.json": {"stage": {"is": name}, "given": None}})
+    found = road_of(Record.read(tmp_path)).stops
+    assert [(one.name, one.what, one.makes) for one in found] == [(name, *KINDS[name]) for name in names]
 
 
 def test_judgements_are_known_by_what_they_say(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_a_folder_and_a_file_make_a_model(asked: list[str], tmp_path: Path, caps
     told = capsys.readouterr()
     assert "prompt ← question, reply ← answer; 40 conversations, replies: train " in told.err
     assert str(tmp_path / "run" / "01-sft" / "model") in told.out
+    assert f"Report: {tmp_path}/run/report.html" in told.out
+    assert "01-sft" not in told.err
+    assert "supervised fine-tuning" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     lines = (tmp_path / "run" / "01-sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1])["held_out_loss"] < json.loads(lines[0])["held_out_loss"]
     assert main(words) == 0

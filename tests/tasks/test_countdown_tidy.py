@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 from longthought.core.errors import SettingsError
 from longthought.core.types import Message, Problem
 from longthought.tasks.countdown import Countdown
-from longthought.tasks.countdown_tidy import CountdownTidy, trials, worked
-from longthought.tasks.countdown_web import CountdownWeb, Noise, vocabulary
+from longthought.tasks.countdown_noise import Noise
+from longthought.tasks.countdown_tidy import CountdownTidy, Trial, surrendered, trials, worked
+from longthought.tasks.countdown_web import WORDS, CountdownWeb, vocabulary
 from longthought.text.reasoning import split
 from longthought.verifiers.language import consistency
 
 TASK = Countdown(form="summary")
 TIDY = CountdownTidy(TASK)
-ANSWER = "9 * 4 = 36 . 36 - 3 = 33 . <answer> ( 9 * 4 ) - 3 </answer>"
+ANSWER = "9 * 4 = 36 - 3 = 33 <answer> ( 9 * 4 ) - 3 </answer>"
+WORDS_KNOWN = frozenset(vocabulary(TASK))
 HIT = "9 * 4 = 36 - 3 = 33 yes check 33 make 33 yes"
 
 
@@ -76,6 +79,13 @@ def test_without_a_summary_where_the_form_has_none() -> None:
     assert found == Message("assistant", "<answer> ( 9 * 4 ) - 3 </answer>", f"try {HIT}")
 
 
+def test_without_a_check() -> None:
+    tidy = CountdownTidy(TASK, check=False)
+    found = written(f"try 9 * 3 = 27 + 4 = 31 low wait {HIT}", tidy)
+    assert found == Message("assistant", ANSWER, "try 9 * 3 = 27 + 4 = 31 low wait 9 * 4 = 36 - 3 = 33 yes")
+    assert written(found.reasoning, tidy) == found
+
+
 @pytest.mark.parametrize(("most", "left"), [(1, 0), (2, 1), (3, 2), (4, 2), (None, 2)])
 def test_the_last_attempts_are_kept(most: int | None, left: int) -> None:
     misses = ["9 * 3 = 27 + 4 = 31 low", "9 + 4 = 13 + 3 = 16 low"]
@@ -92,7 +102,7 @@ def test_more_numbers_and_division() -> None:
         problem, Message("assistant", "", "try 8 / 3 = 2 wait 8 / 2 = 4 * 5 = 20 - 3 = 17")
     )
     assert isinstance(found, Message)
-    assert found.content == "8 / 2 = 4 . 4 * 5 = 20 . 20 - 3 = 17 . <answer> ( ( 8 / 2 ) * 5 ) - 3 </answer>"
+    assert found.content == "8 / 2 = 4 * 5 = 20 - 3 = 17 <answer> ( ( 8 / 2 ) * 5 ) - 3 </answer>"
 
 
 @pytest.mark.parametrize(
@@ -135,38 +145,100 @@ def test_what_is_no_attempt_is_shown() -> None:
     assert [one and one.expression for one in found] == [None, "( 9 * 3 ) + 4", None]
 
 
+# --- what people write
+
+
+def checked(problem: Problem, thought: str, attempts: int) -> list[Trial]:
+    """The attempts of a thought, each of them true, with its verdict right and like no other."""
+    words, target = WORDS[problem.info["language"]], int(problem.info["target"])
+    numbers = sorted(map(int, problem.info["numbers"].split()))
+    tried = [one for one in trials(thought) if one is not None]
+    assert len({one.key for one in tried}) == len(tried) == attempts
+    assert all(sound(one) and sorted(one.numbers) == numbers for one in tried)
+    assert all(0 <= step.result <= TASK.intermediate for one in tried for step in one.steps)
+    right = [words.yes if one.value == target else words.low if one.value < target else words.high for one in tried]
+    assert [f"{one.trace} {verdict}" in thought for one, verdict in zip(tried, right)] == [True] * attempts
+    assert [token for token in thought.split() if token in (words.yes, words.low, words.high)][:attempts] == right
+    assert consistency(thought, problem.info["language"]) == 1.0
+    assert TASK.split_of(numbers) == "train"
+    return tried
+
+
 @pytest.mark.parametrize("attempts", [1, 5])
 def test_worked_problems_are_long_right_and_tidy(attempts: int) -> None:
     shown = worked(TASK, 20, attempts)
+    assert len(shown) == 20
     assert shown == worked(TASK, 20, attempts) != worked(TASK, 20, attempts, seed=1)
     for question, reply in shown:
         problem = TASK.parse(question)
         assert problem is not None
         (score,) = TASK.grade(problem, [reply])
         assert score.correct
+        assert set(reply.split()) <= WORDS_KNOWN
         thought, content = (part.strip() for part in split(reply))
         assert len(list(trials(thought))) == attempts
+        *misses, hit = checked(problem, thought, attempts)
+        assert hit.value == int(problem.answer) not in {one.value for one in misses}
         assert TIDY.rewrite(problem, Message("assistant", content, thought)) == Message("assistant", content, thought)
-        assert TASK.split_of([int(n) for n in problem.info["numbers"].split()]) == "train"
+
+
+@pytest.mark.parametrize("attempts", [1, 13])
+def test_who_surrenders_has_searched_and_found_nothing(attempts: int) -> None:
+    given_up = surrendered(TASK, 20, attempts)
+    assert len(given_up) == 20
+    assert given_up == surrendered(TASK, 20, attempts) != surrendered(TASK, 20, attempts, seed=1)
+    assert {(problem := TASK.parse(asked.content)) and problem.info["language"] for asked, _ in given_up} == {
+        "en",
+        "zh",
+    }
+    for question, reply in given_up:
+        problem = TASK.parse(question.content)
+        assert problem is not None
+        assert reply.content == "<answer> </answer>"
+        assert set(f"{reply.reasoning} {reply.content}".split()) <= WORDS_KNOWN
+        tried = checked(problem, reply.reasoning, attempts)
+        assert int(problem.answer) not in {one.value for one in tried}
+        (score,) = TASK.grade(problem, [f"<think> {reply.reasoning} </think> {reply.content}"])
+        assert not score.correct
+
+
+@pytest.mark.parametrize("write", [worked, surrendered])
+def test_none_are_asked_for(write: Callable[..., tuple[object, ...]]) -> None:
+    assert write(TASK, 0) == ()
+
+
+@pytest.mark.parametrize("write", [worked, surrendered])
+@pytest.mark.parametrize(
+    ("task", "attempts", "words"),
+    [
+        (Countdown(operations="+-"), 16, "attempts=16: 200 problems in a row"),
+        (TASK, 0, "attempts=0 must be at least 1"),
+        (Countdown(4), 2, "three numbers"),
+    ],
+)
+def test_what_nobody_can_write_is_refused(
+    write: Callable[..., tuple[object, ...]], task: Countdown, attempts: int, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        write(task, 1, attempts)
 
 
 # --- pages of the web
 
 
 NOISE = Noise(lucky=0.3, no_thinking=0.05, slip=0.1, false_yes=0.1, false_no=0.1, unfaithful=0.05, attempts_en=6.0)
-WORDS_KNOWN = frozenset(vocabulary(TASK))
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 1_000_000), st.sampled_from([None, 1, 3]), st.booleans())
-def test_a_right_page_stays_right_and_becomes_tidy(index: int, most: int | None, mixed: bool) -> None:
+@given(st.integers(0, 1_000_000), st.sampled_from([None, 1, 3]), st.booleans(), st.booleans())
+def test_a_right_page_stays_right_and_becomes_tidy(index: int, most: int | None, mixed: bool, check: bool) -> None:
     web = CountdownWeb(TASK, seed=3, noise=NOISE)
     page = next(page for page in map(web.document, range(index, index + 200)) if page.kind == "countdown")
     problem = TASK.parse(page.user or "")
     assert problem is not None
     text = page.text.replace("wait", "等").replace("大", "high") if mixed else page.text
     thought, content = split(text)
-    tidy = CountdownTidy(TASK, most)
+    tidy = CountdownTidy(TASK, most, check)
     found = tidy.rewrite(problem, Message("assistant", content, thought))
     if isinstance(found, str):
         assert not any(one.value == int(problem.answer) and sound(one) for one in trials(thought) if one is not None)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from longthought.evaluation.evaluate import EvaluationSettings
     from longthought.evaluation.report_data import EvaluationSummary
 
+_ROWS = ("accuracy", "format")
+"""Parts of the score that have a row under another name."""
+
 
 def parser() -> Parser:
     """The command line of ``eval``."""
@@ -94,10 +97,11 @@ def _described(settings: EvaluationSettings) -> str:
 
 
 def _table(summary: EvaluationSummary) -> str:
-    from longthought.evaluation.headline import MEASURES, percent, with_interval
+    from longthought.evaluation.headline import MEASURES, percent, printable, with_interval
 
     rows = [(m.label, with_interval(getattr(summary, m.field), m.show)) for m in MEASURES]
     rows += [(f"pass@{k}", with_interval(estimate, percent)) for k, estimate in summary.pass_at_k if k > 1]
+    rows += [(printable(name), with_interval(mean)) for name, mean in summary.parts.items() if name not in _ROWS]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 

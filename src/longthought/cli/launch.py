@@ -96,11 +96,11 @@ def launch(order: Order) -> Record:
 
 def finish(order: Order, record: Record) -> None:
     """Write the report, print the summary, and say what to do next; of a run that only makes a model, where it is."""
-    if not _measures(rehearse(order.recipe, order.settings)):
-        _show_model(record)
-        return
     file = record.path / "report.html"
     data = write(record, file, order.recipe)
+    if not _measures(rehearse(order.recipe, order.settings)):
+        _show_model(record, file)
+        return
     print()
     if order.quiet:
         print(sentence(data))
@@ -120,13 +120,13 @@ def finish(order: Order, record: Record) -> None:
 
 
 def _measures(rehearsal: Rehearsal) -> bool:
-    """Whether a report has something to tell."""
+    """Whether there is a result to state."""
     return bool(rehearsal.stopped) or any(isinstance(step.stage, Evaluate | RL) for step in rehearsal.steps)
 
 
-def _show_model(record: Record) -> None:
+def _show_model(record: Record, report: Path) -> None:
     stage = record.stages()[-1]
-    print(f"\nModel: {stage.artifact()}\nMetrics: {stage.path / METRICS}\n\nNext:")
+    print(f"\nModel: {stage.artifact()}\nMetrics: {stage.path / METRICS}\nReport: {report}\n\nNext:")
     print(f"  {program()} sample {shlex.quote(str(stage.artifact()))} --prompt 'Once upon a time'")
 
 

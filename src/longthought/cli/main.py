@@ -21,6 +21,7 @@ from longthought.core.version import __version__
 COMMANDS = {
     "quickstart": "from nothing to a small model that taught itself to think, with a report",
     "run": "run a recipe, or go on with a run that was stopped",
+    "findings": "test the papers' findings at laptop scale, over several seeds",
     "eval": "measure a model on held-out problems",
     "sample": "ask a model, and read how it thinks",
     "report": "write the report of a run, finished or not",
@@ -34,7 +35,7 @@ COMMANDS = {
     "lab": "bias and variance of the gradient estimators, against an exact gradient",
     "replay": "compute a recorded step of RL again, with another method",
 }
-RESUMABLE = frozenset({"quickstart", "run"})
+RESUMABLE = frozenset({"quickstart", "run", "findings"})
 FAILED, NOT_READY, STOPPED, BROKEN_PIPE = 2, 3, 130, 141
 
 

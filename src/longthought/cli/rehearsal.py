@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
+from longthought.cli.parser import program
 from longthought.core.errors import LongthoughtError, SettingsError
 from longthought.core.protocols import Task
 from longthought.evaluation.behaviours import Lexicon
 from longthought.evaluation.evaluate import EvaluationSettings
-from longthought.recipes.catalogue import Recipe, find
+from longthought.recipes.catalogue import SHIPPED, Recipe, find
+from longthought.runs.record import RUN, Record
 from longthought.runs.run import Run
 from longthought.runs.settings import from_yaml, override
 from longthought.stages.measure import Evaluate
@@ -56,7 +60,17 @@ class Rehearsal:
 
 
 def chosen(arguments: Namespace) -> tuple[Recipe, Any]:
-    """The recipe that a command line names, and its settings: the default, then those of a file, then key=value."""
+    """The recipe that a command line names, and its settings: the default, then those of a file, then key=value.
+
+    Raises SettingsError for the folder of a run, which is no recipe.
+    """
+    if arguments.recipe not in SHIPPED and (Path(arguments.recipe) / RUN).is_file():
+        record = Record.read(Path(arguments.recipe))
+        raise SettingsError(
+            f"{arguments.recipe} is the folder of a run, and a recipe is needed: give its recipe, {record.recipe}, and "
+            f"the settings in its command ({record.launches[-1].command}). What the run has done: "
+            f"{program()} report {shlex.quote(arguments.recipe)}"
+        )
     recipe = find(arguments.recipe)
     settings = from_yaml(recipe.settings, arguments.settings) if arguments.settings else recipe.settings
     return recipe, override(settings, arguments.assignments)

@@ -25,12 +25,19 @@ def write(record: Record, file: Path, recipe: Recipe | None = None) -> ReportDat
     Raises RunError when the file cannot be written.
     """
     data = report_data(record)
-    try:
-        known = recipe or find(record.recipe)
-        words = rehearse(known, from_dict(known.settings, record.settings)).testing().lexicon.rejections
-        data = replace(data, rejection_words=words)
-    except LongthoughtError as error:
-        _warn(f"rejected attempts are not marked in the transcripts: {error}")
+    if data.transcripts or (data.road is not None and data.road.asked):
+        data = _marked(data, record, recipe)
     with plain_errors(file):
         write_report(data, file)
     return data
+
+
+def _marked(data: ReportData, record: Record, recipe: Recipe | None) -> ReportData:
+    """With the words of the recipe by which an attempt is rejected."""
+    try:
+        known = recipe or find(record.recipe)
+        words = rehearse(known, from_dict(known.settings, record.settings)).testing().lexicon.rejections
+    except LongthoughtError as error:
+        _warn(f"rejected attempts are not marked in the transcripts: {error}")
+        return data
+    return replace(data, rejection_words=words)

@@ -180,7 +180,7 @@ def _speeds(
 
     def generated() -> dict[int, float]:
         replies = whole(asked["prompts"]) * whole(asked["samples"])
-        return {row["step"]: replies * number(row["length"]) for row in metrics}
+        return {row["step"]: replies * number(row["length"]) for row in metrics if "length" in row}
 
     readers: dict[str, Callable[[], float | None]] = {
         "pretraining": lambda: _pretraining_speed(timings.get(BASE, ()), base),
@@ -195,7 +195,7 @@ def _speeds(
 
 def _pretraining_speed(timings: Sequence[Row], metrics: Sequence[Row]) -> float | None:
     """Tokens up to the last step that was timed and logged, by the seconds up to there."""
-    read = {row["step"]: number(row["tokens"]) for row in metrics}
+    read = {row["step"]: number(row["tokens"]) for row in metrics if "tokens" in row}
     known = [row["step"] for row in timings if row["step"] in read]
     if not known:
         return None

@@ -47,7 +47,17 @@ KINDS: Final[Mapping[str, tuple[str, Product]]] = {
     "RewardModel": ("reward model", "reward model"),
     "SafetyModel": ("safety model", "reward model"),
     "Evaluate": ("evaluation", "measurement"),
+    "ColdStart": ("cold start", "data"),
+    "RejectionSampling": ("rejection sampling", "data"),
+    "Merge": ("merging of examples", "data"),
+    "MeasureDifficulty": ("difficulty of problems", "data"),
+    "Comparing": ("comparing", "data"),
+    "Labelling": ("labelling", "data"),
     "CheckReadiness": ("readiness gate", "other"),
+    "CheckDiversity": ("diversity of examples", "other"),
+    "Forcing": ("budget forcing", "other"),
+    "Parts": ("parts of the recipe", "other"),
+    "Select": ("choice of the better model", "other"),
 }
 """What stages do and make, as long as nothing that they made tells; a class that is not here has its name."""
 

@@ -112,7 +112,7 @@ class Laptop:
                 Outputs(**asked),
             ),
             rewriter=CountdownTidy(self.countdown, check=False),
-            edited=Examples.of(self._surrendered(chains)),
+            edited=Examples.of(people) if (people := self._surrendered(chains)) else None,
             keep_per_prompt=chains.keep,
             against=self._against(),
             seed=s.seed,

@@ -113,7 +113,7 @@ class Judging:
     """
 
     prompts: int = 3500
-    taste: float = 0.1
+    taste: float = 0.05
     samples: int = 4
     pairs: int = 6
     least_gap: float = 1.0
@@ -168,8 +168,8 @@ class R1Settings:
     traces: Collecting = Collecting(prompts=2048)
     tuning: Tuning = Tuning()
     judging: Judging = Judging()
-    ruled: Reinforcement = Reinforcement(steps=20, temperature=0.7, lr=3e-4, language=0.1)
-    final: Reinforcement = Reinforcement(steps=40, temperature=0.7, lr=3e-4, language=0.1)
+    ruled: Reinforcement = Reinforcement(steps=20, temperature=0.7, lr=3e-4, language=0.1, overlong=16)
+    final: Reinforcement = Reinforcement(steps=40, temperature=0.7, lr=1.5e-4, language=0.1, overlong=16)
     scenarios: Scenarios = Scenarios()
     gate: Gate = Gate()
     evaluation: EvaluationSettings = EvaluationSettings(samples=32)

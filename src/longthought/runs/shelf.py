@@ -125,7 +125,12 @@ class Shelf:
     def _put_stages(self, record: Record, read: Callable[[Callable[[], Done]], Done | None]) -> None:
         for stage in stages_of(record):
             if stage.finished and (done := read(partial(done_of, stage))) is not None:
-                self._put(Artifact(stage.path / done.artifact, done.files, record, stage))
+                made = Artifact(stage.path / done.artifact, done.files, record, stage)
+                self._put(made)
+                if PROVENANCE in done.files:
+                    contents = _quietly(lambda: read_json(made.path, PROVENANCE).get("contents"))  # noqa: B023  at once
+                    if isinstance(contents, str):
+                        self._found.setdefault(contents, made)
 
     def _put(self, artifact: Artifact) -> None:
         if artifact.files is not None:

@@ -32,7 +32,7 @@ from longthought.runs.settings import fingerprint_of
 from longthought.stages import rewritten
 from longthought.stages.chain_report import Tally, described
 from longthought.stages.chain_sources import Direct, FewShot, Outputs, Source
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, writing
+from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
 from longthought.stages.graded import JUDGE, by_problem, count, judged, left_out, record, rollout_of
 from longthought.stages.rewriting import Rewriter
 from longthought.stages.rewritten import Desk, Written
@@ -170,7 +170,7 @@ class ColdStart:
             "edited": self.edited.conversations.fingerprint if self.edited else None,
             "settings": describe(self),
         }
-        with writing(place.path / "examples", provenance) as made:
+        with writing(place.path / "examples", provenance, said) as made:
             report = self._sifted({name: fingerprint_of(files) for name, files in models.items()}, place, made)
             if not report["kept"]:
                 raise DataError(

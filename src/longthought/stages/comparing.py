@@ -19,10 +19,10 @@ from longthought.runs.artifacts import Checkpoint
 from longthought.runs.files import json_bytes
 from longthought.runs.place import Place
 from longthought.stages.judged_replies import Entry, Judged, JudgedReplies, Usable, counted, told
-from longthought.stages.judgement_set import JUDGEMENTS, PREFERENCES, PreferenceSet, heard, pair_row
+from longthought.stages.judgement_set import JUDGEMENTS, PREFERENCES, PreferenceSet, heard, pair_row, pairs_of
 from longthought.stages.sifting import lot
 from longthought.tasks.preference_rows import Preference as Pair
-from longthought.tasks.preferences import CLOSE
+from longthought.tasks.preferences import CLOSE, Preferences
 from longthought.verifiers.judge import PairRater, Preference
 from longthought.verifiers.rater_bias import Rated, rater_bias
 
@@ -117,6 +117,9 @@ class Comparing(JudgedReplies):
         margins = [one["margin"] for entry in entries for one in entry["judged"]]
         far = sum(margin is not None and abs(margin) > self.least_gap for margin in margins)
         return {"pairs": len(margins), "kept": far}
+
+    def _learned(self, made: Path) -> Preferences:
+        return pairs_of(made, self.held_out)
 
     def _write(self, entries: Iterator[Entry], made: Path) -> tuple[Entry, str]:
         seen: list[Entry] = []

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +65,23 @@ class ExampleSet:
                 raise DataError(f"{self.path / name} was altered or removed since it was written; make it again")
 
 
+def said(made: Path) -> str:
+    """The fingerprint of the conversations in a folder, by which a stage that learned them knows them."""
+    return Examples.read(made / EXAMPLES).conversations.fingerprint
+
+
 @contextmanager
-def writing(path: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder to fill with the files of a set; it is there, with its provenance, when the block ends."""
+def writing(path: Path, provenance: Mapping[str, Any], contents: Callable[[Path], str] | None = None) -> Iterator[Path]:
+    """A folder to fill with the files of a set; it is there, with its provenance, when the block ends.
+
+    contents: the fingerprint of what it holds, which the provenance is to state for ``longthought lineage``.
+    """
     with new_folder(path) as made:
         yield made
-        told = {"longthought": __version__, **provenance, "files": digests(made)}
+        told = {"longthought": __version__, **provenance}
+        if contents is not None:
+            told["contents"] = contents(made)
+        told["files"] = digests(made)
         (made / PROVENANCE).write_bytes(json_bytes(told, indent=1) + b"\n")
 
 

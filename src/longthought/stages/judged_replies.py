@@ -31,6 +31,7 @@ from longthought.stages.example_set import REPORT, TEXT, writing
 from longthought.stages.judgement_set import is_writable, said
 from longthought.tasks.examples import Part
 from longthought.tasks.file_problems import Reading
+from longthought.tasks.preferences import Labels, Preferences
 from longthought.text.reasoning import split
 from longthought.training.team import Team
 
@@ -147,12 +148,19 @@ class JudgedReplies(ABC):
             "held_out": self.held_out,
             "settings": describe(self),
         }
-        with writing(place.path / self.folder, provenance) as made:
+        with writing(place.path / self.folder, provenance, self._contents) as made:
             report, text = self._write(self._entries(problems, place), made)
             (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
             (made / TEXT).write_text(text + "\n", encoding="utf-8")
         if not self.quiet:
             print(text, file=sys.stderr)
+
+    def _contents(self, made: Path) -> str:
+        """The fingerprint by which a reward model knows the judgements; empty where they cannot be learned from."""
+        try:
+            return self._learned(made).fingerprint
+        except DataError:
+            return ""
 
     def _round(self, step: int, groups: Sequence[Group], place: Place) -> dict[str, float]:
         """Judge what was sampled, and keep all of it."""
@@ -243,6 +251,10 @@ class JudgedReplies(ABC):
     @abstractmethod
     def _metrics(self, entries: Sequence[Entry]) -> dict[str, float]:
         """What is logged of a round."""
+
+    @abstractmethod
+    def _learned(self, made: Path) -> Preferences | Labels:
+        """The judgements of a folder, as a reward model reads them. Raises DataError where they are too few."""
 
     @abstractmethod
     def _write(self, entries: Iterator[Entry], made: Path) -> tuple[Entry, str]:

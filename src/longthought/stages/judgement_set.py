@@ -85,7 +85,7 @@ class PreferenceSet(_JudgementSet):
         Raises DataError where a file was altered since it was written, or too few pairs are on one side.
         """
         self.verify()
-        return Preferences.read(self.file, columns=_PAIR, held_out=self._held_out(held_out))
+        return pairs_of(self.path, self._held_out(held_out))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,17 @@ class LabelSet(_JudgementSet):
     def labels(self, held_out: float | None = None) -> Labels:
         """What ``SafetyModel`` learns from; otherwise as ``PreferenceSet.preferences``."""
         self.verify()
-        return Labels.read(self.file, columns=_LABEL, held_out=self._held_out(held_out))
+        return labels_of(self.path, self._held_out(held_out))
+
+
+def pairs_of(folder: Path, held_out: float) -> Preferences:
+    """The pairs that a folder holds, unverified."""
+    return Preferences.read(folder / PREFERENCES, columns=_PAIR, held_out=held_out)
+
+
+def labels_of(folder: Path, held_out: float) -> Labels:
+    """The labels that a folder holds, unverified."""
+    return Labels.read(folder / LABELS, columns=_LABEL, held_out=held_out)
 
 
 def said(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -18,9 +18,10 @@ from longthought.runs.artifacts import Checkpoint
 from longthought.runs.files import json_bytes
 from longthought.runs.place import Place
 from longthought.stages.judged_replies import Entry, Judged, JudgedReplies, Usable, counted, told
-from longthought.stages.judgement_set import JUDGEMENTS, LABELS, LabelSet, heard, label_row
+from longthought.stages.judgement_set import JUDGEMENTS, LABELS, LabelSet, heard, label_row, labels_of
 from longthought.tasks.grading import verify_all
 from longthought.tasks.preference_rows import Label
+from longthought.tasks.preferences import Labels
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Labelling(JudgedReplies):
         values = [row["value"] for entry in entries for row in entry["judged"]]
         labelled = [value >= self.least for value in values if value is not None]
         return {"labelled": len(labelled), "unsafe": labelled.count(False)}
+
+    def _learned(self, made: Path) -> Labels:
+        return labels_of(made, self.held_out)
 
     def _write(self, entries: Iterator[Entry], made: Path) -> tuple[Entry, str]:
         seen: list[Entry] = []

@@ -17,7 +17,7 @@ from longthought.core.types import Message
 from longthought.runs.describe import describe
 from longthought.runs.files import json_bytes
 from longthought.runs.place import Place
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, writing
+from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
 from longthought.stages.rejection_sampling import DROPPED
 from longthought.stages.sifting import Against, Sieve, evaluations, lot
 from longthought.tasks.cells import UnfitRow
@@ -72,7 +72,7 @@ class Merge:
             "from": {name: one.provenance() for name, one in given.items()},
             "settings": describe(self),
         }
-        with writing(place.path / "examples", provenance) as made:
+        with writing(place.path / "examples", provenance, said) as made:
             with (made / EXAMPLES).open("wb") as kept_file, (made / DROPPED).open("wb") as dropped_file:
                 evaluated = evaluations(self.against, self.ngram)
                 sieve = Sieve(evaluated, Duplicates(self.similarity), kept_file, dropped_file)

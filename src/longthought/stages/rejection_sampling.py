@@ -27,7 +27,7 @@ from longthought.runs.files import json_bytes
 from longthought.runs.place import TRACES, Place
 from longthought.runs.progress import progress
 from longthought.runs.settings import fingerprint_of
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, writing
+from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
 from longthought.stages.graded import JUDGE, by_problem, count, judged, left_out, record, rollout_of
 from longthought.stages.sifting import (
     Against,
@@ -146,7 +146,7 @@ class RejectionSampling:
             "model": model,
             "settings": describe(self),
         }
-        with writing(place.path / "examples", provenance) as made:
+        with writing(place.path / "examples", provenance, said) as made:
             report = self._sifted(problems, model, place, made)
             if not report["kept"]["reasoning"]:
                 raise DataError(

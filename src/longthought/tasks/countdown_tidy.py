@@ -7,6 +7,7 @@ Countdown is a list of attempts, so that all of this can be done, and proved, by
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ _CHAIN = re.compile(r"(?P<first>[0-9]{1,9})(?P<steps>(?: [-+*/] [0-9]{1,9} = [0-
 _STEP = re.compile(r"([-+*/]) ([0-9]+) = ([0-9]+)")
 _RETRY: Final = WORDS["en"].retry
 _DRAWS: Final = 300  # attempts, until the numbers count as exhausted
+_IN_VAIN: Final = 200  # problems in a row, until the task counts as one that has none
 _OPENINGS: Final = frozenset(word for words in WORDS.values() for word in (words.attempt, words.retry))
 
 
@@ -177,18 +179,14 @@ def worked(task: Countdown, count: int, attempts: int = 4, seed: int = 0) -> tup
     """Problems of the training split with long replies as a careful person writes them, to be shown to a base model.
 
     ``attempts`` of each, of which the last reaches the target. Raises SettingsError for a task that the corpus does not
-    speak of.
+    speak of, or whose problems have fewer attempts.
     """
     tidy, made = CountdownTidy(task), []
-    for problem, rng in _drawn(task, f"worked/{seed}"):
-        found = _tries(task, problem, rng, attempts - 1, wants_hit=True)
-        if found is not None and found.hit is not None:
-            thought = " ".join(f"{_RETRY} {one.trace}" for one in (*found.misses, found.hit))
-            reply = tidy.rewrite(problem, Message("assistant", "", thought))
-            assert isinstance(reply, Message)
-            made.append((problem.messages[0].content, f"<think> {reply.reasoning} </think> {reply.content}"))
-        if len(made) == count:
-            break
+    for problem, found in itertools.islice(_drawn(task, f"worked/{seed}", attempts, wants_hit=True), count):
+        thought = " ".join(f"{_RETRY} {one.trace}" for one in found)
+        reply = tidy.rewrite(problem, Message("assistant", "", thought))
+        assert isinstance(reply, Message)
+        made.append((problem.messages[0].content, f"<think> {reply.reasoning} </think> {reply.content}"))
     return tuple(made)
 
 
@@ -197,48 +195,47 @@ def surrendered(task: Countdown, count: int, attempts: int = 13, seed: int = 0) 
     miss, and an empty answer.
 
     Right replies alone teach a model to search for ever: its longest thoughts are cut, and have no answer at all.
-    Problems are from the training split. Raises SettingsError for a task that the corpus does not speak of.
+    Problems are from the training split. Raises SettingsError for a task that the corpus does not speak of, or whose
+    problems have fewer attempts.
     """
     made = []
-    for problem, rng in _drawn(task, f"surrendered/{seed}"):
-        found = _tries(task, problem, rng, attempts, wants_hit=False)
-        if found is not None:
-            words = WORDS[problem.info["language"]]
-            thought = _thought(found.misses, int(problem.info["target"]), words)
-            made.append((problem.messages[0], Message("assistant", "<answer> </answer>", thought)))
-        if len(made) == count:
-            break
+    for problem, found in itertools.islice(_drawn(task, f"surrendered/{seed}", attempts, wants_hit=False), count):
+        thought = _thought(found, int(problem.info["target"]), WORDS[problem.info["language"]])
+        made.append((problem.messages[0], Message("assistant", "<answer> </answer>", thought)))
     return tuple(made)
 
 
-class _Tries(NamedTuple):
-    """Different attempts that miss, and one that reaches the target, if it was drawn."""
+def _drawn(task: Countdown, name: str, attempts: int, wants_hit: bool) -> Iterator[tuple[Problem, list[Trial]]]:
+    """Problems without end, each with so many different attempts: all miss, or the last alone reaches the target."""
+    if attempts < 1:
+        raise SettingsError(f"countdown: attempts={attempts} must be at least 1")
+    web, in_vain = CountdownWeb(task), 0
+    for number in itertools.count():
+        problem = task.problem("train", number)
+        found = _tries(web, problem, Random(f"{name}/{number}"), attempts - wants_hit, wants_hit)
+        in_vain = 0 if found else in_vain + 1
+        if in_vain == _IN_VAIN:
+            raise SettingsError(
+                f"countdown: attempts={attempts}: {_IN_VAIN} problems in a row have fewer different ones; ask for fewer"
+            )
+        if found:
+            yield problem, found
 
-    misses: list[Trial]
-    hit: Trial | None
 
-
-def _drawn(task: Countdown, name: str) -> Iterator[tuple[Problem, Random]]:
-    number = 0
-    while True:
-        yield task.problem("train", number), Random(f"{name}/{number}")
-        number += 1
-
-
-def _tries(task: Countdown, problem: Problem, rng: Random, count: int, wants_hit: bool) -> _Tries | None:
-    """``count`` misses by lot; None where the numbers have too few."""
-    web, numbers = CountdownWeb(task), [int(n) for n in problem.info["numbers"].split()]
+def _tries(web: CountdownWeb, problem: Problem, rng: Random, most: int, wants_hit: bool) -> list[Trial]:
+    """So many misses by lot, and after them a hit, if one is wanted; none where the numbers have too few."""
+    numbers, target = [int(n) for n in problem.info["numbers"].split()], int(problem.info["target"])
     misses: dict[Trial, Trial] = {}
-    hit = None
+    hit: list[Trial] = []
     for _ in range(_DRAWS):
         (trial,) = (one for one in trials(web.random_attempt(rng, numbers).trace) if one is not None)
-        if trial.value == int(problem.info["target"]):
-            hit = hit or trial
-        elif len(misses) < count:
+        if trial.value == target:
+            hit = hit or [trial]
+        elif len(misses) < most:
             misses.setdefault(trial.key, trial)
-        if len(misses) == count and (hit or not wants_hit):
-            break
-    return _Tries(list(misses.values()), hit) if len(misses) == count else None
+        if len(misses) == most and (hit or not wants_hit):
+            return [*misses.values(), *(hit if wants_hit else ())]
+    return []
 
 
 def _thought(tried: Sequence[Trial], target: int, words: Words) -> str:
