@@ -17,6 +17,8 @@ from longthought.models.lora import LoRA
 from longthought.models.parts import Experts, Latent
 from longthought.recipes.methods import Knobs, MethodName, method
 from longthought.stages.method import Method
+from longthought.text.renderer import PlainRenderer, TemplateRenderer
+from longthought.text.templates import Template
 from stages.parrot import checkpoint
 
 SLOW = frozenset({"the loop is live", "checkpoint"})  # looked at once below
@@ -69,6 +71,17 @@ def test_experts_and_modules_that_predict_further_are_healthy(objective: str, tm
     found = findings(sick, *(checks(sick).keys() - MACHINE - {"the loop is live"}))
     assert unwell(found) == {}
     assert ("no part in the objective" in found["parameters move"].what) == (objective == "GRPO")
+
+
+def test_a_prompt_template_whose_replies_end_at_a_string(tmp_path: Path) -> None:
+    policy = checkpoint(tmp_path / "base", noise=0.4).load()
+    plain = policy.renderer
+    assert isinstance(plain, PlainRenderer)
+    renderer = TemplateRenderer(
+        plain.tokenizer, Template("said", "{question}", "a test", ("green",)), plain.stop_tokens
+    )
+    found = findings(Patient(stage(), policy._replace(renderer=renderer)), "sampler and learner", "temperature")
+    assert unwell(found) == {}
 
 
 def test_a_model_without_a_thought(tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ def test_it_is_told(arrived: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["lineage", str(arrived)]) == 0
     told = capsys.readouterr().out
     assert all(one.name in told for one in Run.read(arrived).stages())
+    lines = {one: " ".join(told.split(f"-{one} · ")[1].split("─ ")[0].split()) for one in ("taught", "helpful", "safe")}
+    sources = {"taught": "traces", "helpful": "pairs", "safe": "labels"}
+    assert all(f"-{sources[one]}" in line for one, line in lines.items()), lines  # what was learned, by its content
     assert main(["report", str(arrived), "--out", str(tmp_path / "report.html")]) == 0
     assert "Traceback" not in capsys.readouterr().err
     road = report_data(Run.read(arrived)).road

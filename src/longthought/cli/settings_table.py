@@ -77,11 +77,15 @@ def _kind(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " | ".join("none" if part is types.NoneType else _kind(part) for part in get_args(kind))
     if get_origin(kind) is tuple:
-        return ", ".join("…" if part is Ellipsis else _kind(part) for part in get_args(kind))
+        parts = ("…" if part is Ellipsis else _kind(part) for part in get_args(kind))
+        return ", ".join(f"[{part}]" if ", " in part else part for part in parts)
     return str(getattr(kind, "__name__", kind))
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return ",".join(map(_value, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        nested = any(isinstance(one, list) for one in value)
+        return f"[{','.join(f'[{_value(one)}]' for one in value)}]" if nested else ",".join(map(_value, value))
+    return str(value)

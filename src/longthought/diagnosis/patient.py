@@ -151,7 +151,7 @@ class Patient:
         limit = min(stage.max_tokens, max(8, affordable))
         params = SamplingParams(count, limit, stage.temperature, seed=stage.seed)
         began = time.perf_counter()
-        with _engine(self.model, stage) as engine:
+        with _engine(self.policy, stage) as engine:
             replies = play(self.problems, engine, self.policy.renderer, params)
         return Played(self.problems, replies, time.perf_counter() - began, limit)
 
@@ -214,8 +214,8 @@ def updates_of(stage: RL, model: Transformer) -> Iterator[Updates]:
 
 
 @contextmanager
-def _engine(model: Transformer, stage: RL) -> Iterator[ShardedEngine]:
-    engine = ShardedEngine(Engine(model, stage.engine))
+def _engine(policy: Policy, stage: RL) -> Iterator[ShardedEngine]:
+    engine = ShardedEngine(Engine(policy, stage.engine))
     with Team(1, engine.handlers) as team:
         engine.join(team)
         yield engine

@@ -19,6 +19,7 @@ from longthought.runs.run import Run
 SHIPPED = {
     "tiny": "longthought.recipes.tiny:tiny",
     "r1": "longthought.recipes.r1:r1",
+    "r1_model": "longthought.recipes.r1_model:r1_model",
     "findings": "longthought.recipes.findings:findings",
     "r1_zero": "longthought.recipes.r1_zero:r1_zero",
     "pretrain": "longthought.recipes.pretrain:pretrain",

@@ -100,6 +100,7 @@ class Learning:
     samples: replies to each problem.
     updates: optimizer steps on each batch, on disjoint parts of it.
     max_tokens: longest reply, in tokens.
+    longer: from a step on, replies may be longer: pairs of a step and tokens, such as [[500, 1024]].
     temperature: of the rollouts, and of the log-probabilities that are trained.
     lr: learning rate; none: 1e-6 for all weights, 1e-5 for a LoRA.
     warmup: steps over which it rises.
@@ -115,6 +116,7 @@ class Learning:
     samples: int = 8
     updates: int = 1
     max_tokens: int = 512
+    longer: tuple[tuple[int, int], ...] = ()
     temperature: float = 1.0
     lr: float | None = None
     warmup: int = 5
@@ -244,15 +246,17 @@ def reinforcement(settings: R1ZeroSettings, task: Task) -> RL:
     """The RL stage: the task, the algorithm, and their budgets."""
     rl, adapter = settings.rl, settings.adapter
     usual = 1e-5 if adapter.rank else 1e-6
+    longest = max([rl.max_tokens, *(tokens for _, tokens in rl.longer)])
     schedule = Schedule(warmup=rl.warmup, decay=1.0 if rl.final < 1 else 0.0, final=rl.final if rl.final < 1 else 0.0)
     return RL(
         task=task,
-        method=method(rl.method, settings.knobs, rl.max_tokens, summands(settings.reward, rl.max_tokens)),
+        method=method(rl.method, settings.knobs, rl.max_tokens, summands(settings.reward, longest)),
         steps=rl.steps,
         prompts=rl.prompts,
         samples=rl.samples,
         updates=rl.updates,
         max_tokens=rl.max_tokens,
+        longer=rl.longer,
         temperature=rl.temperature,
         seed=settings.seed,
         reference_every=rl.reference_every,
