@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from spoiled import misfits, remove_files, write_run
 
 from longthought.evaluation.from_run import report_data
 from longthought.evaluation.headline import rows, sentence
@@ -69,16 +68,9 @@ FILES: dict[str, Any] = {
 
 
 def _write(folder: Path, files: dict[str, Any]) -> Record:
-    for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     facts: dict[str, Any] = {"cpu": "fast", "memory": 3 << 30}
     launch = Launch("longthought run tiny seed=7", 2, "2026", {"torch": "2", "longthought": "0"}, facts)
-    record = Record(folder, "tiny", {"seed": 7, "rl": {"lr": 0.1}}, (launch,))
-    record.write()
-    return Record.read(folder)
+    return write_run(Record(folder, "tiny", {"seed": 7, "rl": {"lr": 0.1}}, (launch,)), files)
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -206,25 +198,11 @@ def test_a_damaged_file_costs_its_own_part_only(
         assert data.trained is None or data.trained.accuracy == Estimate(0.65, 0.55, 0.75)
 
 
-LEAFS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_value_of_the_wrong_kind_is_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
-    files = copy.deepcopy(FILES)
-    for _ in range(data.draw(st.integers(1, 3))):
-        node: Any = files
-        while True:
-            key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
-            inner = node[key]
-            if not isinstance(inner, dict | list) or not inner or (node is not files and data.draw(st.booleans())):
-                node[key] = data.draw(LEAFS)
-                break
-            node = inner
-    for file in tmp_path.rglob("*.json*"):
-        file.unlink()
-    report = report_data(_write(tmp_path, files))
+    remove_files(tmp_path)
+    report = report_data(_write(tmp_path, misfits(FILES, data, most=3)))
     sentence(report)
     rows(report)
     terminal_summary(report)

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import inspect
 import io
-import json
 import logging
 import pkgutil
 import re
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from spoiled import misfits, remove_files, write_run
 
 from longthought import stages
 from longthought.core.types import Group, Score
@@ -155,14 +155,8 @@ FILES: dict[str, Any] = {
 
 
 def write(folder: Path, files: dict[str, Any]) -> Record:
-    for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     launch = Launch("longthought run far seed=7", 2, "2026", {"torch": "2"}, {"cpu": "fast"})
-    Record(folder, "far", {"seed": 7}, (launch,)).write()
-    return Record.read(folder)
+    return write_run(Record(folder, "far", {"seed": 7}, (launch,)), files)
 
 
 @pytest.fixture(scope="module")
@@ -466,25 +460,11 @@ def test_a_circle_of_models_ends(tmp_path: Path) -> None:
     assert found["beta"].gain.against == "alpha"
 
 
-LEAFS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_value_of_the_wrong_kind_is_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
-    files = copy.deepcopy(FILES)
-    for _ in range(data.draw(st.integers(1, 4))):
-        node: Any = files
-        while True:
-            key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
-            inner = node[key]
-            if not isinstance(inner, dict | list) or not inner or (node is not files and data.draw(st.booleans())):
-                node[key] = data.draw(LEAFS)
-                break
-            node = inner
-    for file in tmp_path.rglob("*.json*"):
-        file.unlink()
-    record = write(tmp_path, files)
+    remove_files(tmp_path)
+    record = write(tmp_path, misfits(FILES, data, most=4))
     assert len(road_of(record).stops) == 13
     assert printed(record)
 

@@ -1,7 +1,9 @@
 """A world small enough to learn in a second: say the word that you are told to say."""
 
+import os
+import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +37,20 @@ class Parrot:
             return Score(None, False, {}, Verdict(None, self.broken, "on purpose"))
         right = reply.split()[:1] == [problem.answer]
         return Score(float(right), right, {"accuracy": float(right)}, Verdict(float(right), Outcome.GRADED, reply))
+
+
+@dataclass(frozen=True)
+class Deadly(Parrot):
+    """Dies, with all its process, at a call."""
+
+    dies_at: int = field(default=-1, compare=False)
+    calls: list[int] = field(default_factory=list, compare=False)
+
+    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
+        self.calls.append(1)
+        if len(self.calls) == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().grade(problem, replies)
 
 
 def checkpoint(folder: Path, seed: int = 0, noise: float = 0.05, **parts: object) -> Checkpoint:

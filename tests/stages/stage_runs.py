@@ -5,9 +5,11 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from parrot import Deadly
 from torch import Tensor
 
 from longthought.recipes.script import Script
@@ -16,6 +18,21 @@ from longthought.runs.run import Run
 from longthought.runs.settings import fingerprint_of
 
 DEPENDS_ON_THE_CLOCK = {"run.json", "timings.jsonl", "lock"}
+NO_SAMPLING: tuple[dict[str, Any], ...] = (
+    {"prompts": 0},
+    {"samples": 0},
+    {"max_tokens": 0},
+    {"temperature": 0.0},
+    {"temperature": -1.0},
+    {"temperature": float("nan")},
+    {"temperature": float("inf")},
+    {"top_p": 0.0},
+    {"top_p": float("nan")},
+    {"top_k": -1},
+    {"prompts_per_round": 0},
+    {"workers": 0},
+)
+"""Settings that no stage takes that samples."""
 
 
 def run_alone(stage: Any, given: Any, path: Path) -> Any:
@@ -24,9 +41,14 @@ def run_alone(stage: Any, given: Any, path: Path) -> Any:
         return stage.run(given, place)
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of its log."""
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return lines(path / "metrics.jsonl")
 
 
 def weights(artifact: Any) -> Mapping[str, Tensor]:
@@ -35,10 +57,10 @@ def weights(artifact: Any) -> Mapping[str, Tensor]:
     return state
 
 
-def go(path: Path, given: Any, stage: Any) -> None:
-    """The stage as the first one of a run, or what is left of it."""
+def go(path: Path, given: Any, stage: Any) -> Any:
+    """What the stage makes as the first one of a run, or of what is left of it."""
     with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        run.do("stage", stage, given)
+        return run.do("stage", stage, given)
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -60,6 +82,34 @@ def check_kills(path: Path, given: Any, stage: Any, steps: Sequence[int]) -> Non
         os.waitpid(child, 0)
     go(path / "killed", given, stage)
     assert contents(path / "killed") == contents(path / "whole")
+
+
+def check_deaths(path: Path, given: Any, stage: Any, dies_at: int, times: int) -> tuple[int, int]:
+    """Killed in the middle of a round, several times; how often it was, and how often the task was asked after that."""
+    go(path / "whole", given, replace(stage, task=Deadly()))
+    deaths = 0
+    for _ in range(times):
+        child = _start(path / "killed", given, replace(stage, task=Deadly(dies_at=dies_at)))
+        deaths += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    last = Deadly()
+    go(path / "killed", given, replace(stage, task=last))
+    assert contents(path / "killed") == contents(path / "whole")
+    return deaths, len(last.calls)
+
+
+def check_sampled_once(path: Path, given: Any, stage: Any) -> None:
+    """Killed after ``check_deaths``, while it chose among what was sampled: the same, and the task is not asked."""
+    (path / "killed/01-stage/done.json").unlink()
+    again = Deadly()
+    go(path / "killed", given, replace(stage, task=again))
+    assert again.calls == []
+    assert contents(path / "killed") == contents(path / "whole")
+
+
+def check_same(one: Any, other: Any, *names: str) -> None:
+    """Two artifacts have these files in common, byte for byte."""
+    for name in names:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
 
 
 def _start(path: Path, given: Any, stage: Any) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parrot import Parrot, checkpoint
+from parrot import Deadly, checkpoint
+from stage_runs import check_deaths, check_same, check_sampled_once, go, lines, run_alone
 
 from longthought.core.errors import DataError, RunDamaged, RunMismatch, SettingsError
-from longthought.core.types import Message, Outcome, Problem, Score, TokenIds
+from longthought.core.types import Message, Outcome, Problem, TokenIds
 from longthought.evaluation.evaluate import distinct
-from longthought.recipes.script import Script
 from longthought.rollout.filters import NoMarkup, Screen, Uncut
 from longthought.rollout.scripted import ScriptedSampler
 from longthought.runs import traces
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.place import Place
-from longthought.runs.run import Run
 from longthought.stages.chain_report import described
 from longthought.stages.cold_start import ColdStart, Direct, FewShot, Outputs, Player, Source
 from longthought.stages.example_set import ExampleSet
@@ -119,10 +116,6 @@ def made(stage: ColdStart, path: Path, models: Mapping[str, Checkpoint]) -> Exam
     with Place(path) as place:
         stage.sample(opened(stage), place)
         return stage.sift(models, place)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def adds_up(report: dict[str, Any]) -> bool:
@@ -375,22 +368,7 @@ def test_the_rounds_change_nothing(tmp_path: Path, models: Mapping[str, Checkpoi
     stage = replace(STAGE, keep_per_prompt=2)
     whole = made(stage, tmp_path / "a", models)
     other = made(replace(stage, prompts_per_round=size), tmp_path / "b", models)
-    for name in ("examples.jsonl", "dropped.jsonl", "prompts.jsonl", "report.json"):
-        assert (whole.path / name).read_bytes() == (other.path / name).read_bytes()
-
-
-@dataclass(frozen=True)
-class Deadly(Parrot):
-    """Dies, with all its process, at a call."""
-
-    dies_at: int = field(default=-1, compare=False)
-    calls: list[int] = field(default_factory=list, compare=False)
-
-    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
-        self.calls.append(1)
-        if len(self.calls) == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().grade(problem, replies)
+    check_same(whole, other, "examples.jsonl", "dropped.jsonl", "prompts.jsonl", "report.json")
 
 
 @dataclass(frozen=True)
@@ -415,53 +393,27 @@ PLAIN = ColdStart(
 )
 
 
-def done(stage: ColdStart, path: Path, models: Mapping[str, Checkpoint]) -> ExampleSet:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        return run.do("cold_start", stage, models)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = (f for f in path.rglob("*") if f.is_file() and f.name not in ("run.json", "timings.jsonl", "lock"))
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
 def test_killed_at_every_round_it_ends_with_the_same_bytes(tmp_path: Path, models: Mapping[str, Checkpoint]) -> None:
-    found = done(replace(PLAIN, task=Deadly()), tmp_path / "whole", models)
+    deaths, _ = check_deaths(tmp_path, models, PLAIN, dies_at=4, times=4)
+    assert deaths >= 2  # in the middle of sampling, or of what is rewritten
+    check_sampled_once(tmp_path, models, PLAIN)
+    found = go(tmp_path / "killed", models, PLAIN)
     assert adds_up(found.report())
     assert {one["messages"][1]["content"] for one in lines(found.file)} <= {"red red", "blue blue"}
-    deaths = 0
-    for _ in range(4):  # in the middle of sampling, or of what is rewritten
-        child = os.fork()
-        if child == 0:
-            try:
-                done(replace(PLAIN, task=Deadly(dies_at=4)), tmp_path / "killed", models)
-            finally:
-                os._exit(0)
-        deaths += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert deaths >= 2
-    task = Deadly()
-    done(replace(PLAIN, task=task), tmp_path / "killed", models)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    (tmp_path / "killed/01-cold_start/done.json").unlink()  # killed while it chose
-    again = Deadly()
-    done(replace(PLAIN, task=again), tmp_path / "killed", models)
-    assert again.calls == []  # nothing is sampled or rewritten again
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_a_finished_stage_is_loaded_and_another_one_refused(tmp_path: Path, models: Mapping[str, Checkpoint]) -> None:
-    first = done(PLAIN, tmp_path / "run", models)
-    assert first.report() == done(PLAIN, tmp_path / "run", models).report()
+    first = go(tmp_path, models, PLAIN)
+    assert first.report() == go(tmp_path, models, PLAIN).report()
     with pytest.raises(RunMismatch, match="temperature"):
-        done(replace(PLAIN, sources=(replace(PLAIN.sources[0], temperature=0.5),)), tmp_path / "run", models)
+        go(tmp_path, models, replace(PLAIN, sources=(replace(PLAIN.sources[0], temperature=0.5),)))
     with pytest.raises(RunMismatch, match="zero"):
-        done(PLAIN, tmp_path / "run", {"base": models["base"], "zero": models["base"]})
+        go(tmp_path, {"base": models["base"], "zero": models["base"]}, PLAIN)
 
 
 def test_workers_change_nothing(tmp_path: Path, models: Mapping[str, Checkpoint]) -> None:
-    one, two = (done(replace(PLAIN, workers=n), tmp_path / str(n), models) for n in (1, 2))
-    for name in ("examples.jsonl", "prompts.jsonl", "dropped.jsonl", "report.json"):
-        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+    one, two = (go(tmp_path / str(n), models, replace(PLAIN, workers=n)) for n in (1, 2))
+    check_same(one, two, "examples.jsonl", "prompts.jsonl", "dropped.jsonl", "report.json")
 
 
 def test_damaged_rewritings_are_told(tmp_path: Path, models: Mapping[str, Checkpoint]) -> None:
@@ -601,5 +553,5 @@ def test_models_that_are_not_given(tmp_path: Path, models: Mapping[str, Checkpoi
 
 def test_a_reply_must_fit_into_the_context(tmp_path: Path, models: Mapping[str, Checkpoint]) -> None:
     stage = replace(PLAIN, sources=(Outputs(model="base", prompts=1, max_tokens=32),))
-    with Place(tmp_path) as place, pytest.raises(SettingsError, match="context of 32"):
-        stage.run(models, place)
+    with pytest.raises(SettingsError, match="context of 32"):
+        run_alone(stage, models, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from stage_runs import NO_SAMPLING, lines
 
 from longthought.core.errors import DataError, RunDamaged, SettingsError
 from longthought.core.types import (
@@ -160,10 +161,6 @@ def compare(stage: Comparing, path: Path, base: Checkpoint, speaker: Speaker | N
 def label(stage: Labelling, path: Path, base: Checkpoint) -> LabelSet:
     with Place(path) as place:
         return stage.choose(stage.sample(Speaker(), RENDERER, place), base, place)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summary(side: Sequence[dict[str, str]]) -> Message:
@@ -369,12 +366,9 @@ class Alone:
         {"least_gap": -1.0},
         {"least_gap": float("nan")},
         {"rater": Alone()},
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-        {"top_p": 0.0},
         {"held_out": 0.0},
         {"prompts": 3},
-        {"prompts_per_round": 0},
+        *NO_SAMPLING,
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parrot import WORDS, Parrot, checkpoint
+from stage_runs import NO_SAMPLING, check_deaths, check_same, go, lines, run_alone
 
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message, Outcome, Problem, Score, TokenIds, Verdict
-from longthought.recipes.script import Script
 from longthought.rollout.filters import NoMarkup, Screen
 from longthought.rollout.scripted import ScriptedSampler
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.place import Place
-from longthought.runs.run import Run
 from longthought.stages.difficulty import MeasureDifficulty, PromptSet, described, ratings_of
 from longthought.stages.rejection_sampling import RejectionSampling
 from longthought.text.renderer import ASSISTANT, BEGIN, END, USER, PlainRenderer
@@ -50,10 +46,6 @@ def planted() -> ScriptedSampler:
 def measured(path: Path, base: Checkpoint, stage: MeasureDifficulty = STAGE) -> PromptSet:
     with Place(path) as place:
         return stage.write(stage.measure(planted(), RENDERER, place), base, place)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_planted_rates_are_found_and_written_down(tmp_path: Path, base: Checkpoint) -> None:
@@ -159,66 +151,22 @@ class Other(Parrot):
 # --- runs
 
 
-def done(stage: MeasureDifficulty, path: Path, base: Checkpoint) -> PromptSet:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        return run.do("difficulty", stage, base)
-
-
-@dataclass(frozen=True)
-class Deadly(Parrot):
-    """Dies, with all its process, at a call."""
-
-    dies_at: int = field(default=-1, compare=False)
-    calls: list[int] = field(default_factory=list, compare=False)
-
-    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
-        self.calls.append(1)
-        if len(self.calls) == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().grade(problem, replies)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = (f for f in path.rglob("*") if f.is_file() and f.name not in ("run.json", "timings.jsonl", "lock"))
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
 def test_killed_at_every_round_it_ends_with_the_same_bytes(tmp_path: Path, base: Checkpoint) -> None:
-    done(replace(STAGE, task=Deadly()), tmp_path / "whole", base)
-    for _ in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                done(replace(STAGE, task=Deadly(dies_at=2)), tmp_path / "killed", base)
-            finally:
-                os._exit(0)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    last = Deadly()
-    done(replace(STAGE, task=last), tmp_path / "killed", base)
-    assert len(last.calls) == 1  # what was whole is not sampled again
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert check_deaths(tmp_path, base, STAGE, dies_at=2, times=2) == (2, 1)  # what was whole is not sampled again
 
 
 def test_rounds_and_workers_change_nothing(tmp_path: Path, base: Checkpoint) -> None:
-    stages = (STAGE, replace(STAGE, prompts_per_round=2), replace(STAGE, workers=2))
-    sets = [done(stage, tmp_path / str(number), base) for number, stage in enumerate(stages)]
-    assert len({(made.path / "prompts.jsonl").read_bytes() for made in sets}) == 1
+    whole = go(tmp_path / "whole", base, STAGE)
+    for number, changed in enumerate((replace(STAGE, prompts_per_round=2), replace(STAGE, workers=2))):
+        check_same(whole, go(tmp_path / str(number), base, changed), "prompts.jsonl", "report.json")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"prompts": 0},
-        {"samples": 0},
-        {"max_tokens": 0},
-        {"temperature": 0.0},
-        {"temperature": -1.0},
-        {"top_p": 0.0},
-        {"top_k": -1},
-        {"split": "all"},
-        {"workers": 0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [*NO_SAMPLING, {"split": "all"}])
 def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="difficulty"):
         MeasureDifficulty(Parrot(), **wrong)
+
+
+def test_a_reply_must_fit_into_the_context(tmp_path: Path, base: Checkpoint) -> None:
+    with pytest.raises(SettingsError, match="context of 32"):
+        run_alone(replace(STAGE, max_tokens=32), base, tmp_path)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parrot import Parrot, checkpoint
+from stage_runs import NO_SAMPLING, check_deaths, check_same, check_sampled_once, go, lines, run_alone
 
 from longthought.core.errors import DataError, RunMismatch, SettingsError
-from longthought.core.types import Message, Outcome, Problem, Score, TokenIds, Verdict
+from longthought.core.types import Message, Outcome, Problem, TokenIds, Verdict
 from longthought.evaluation.evaluate import distinct
 from longthought.recipes.script import Script
 from longthought.rollout.filters import Length, NoMarkup, Screen
@@ -81,10 +79,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def sift(stage: RejectionSampling, path: Path, base: Checkpoint) -> ExampleSet:
     with Place(path) as place:
         return stage.sift(stage.sample(sampler(), RENDERER, place), base, place)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def adds_up(report: dict[str, Any]) -> bool:
@@ -183,8 +177,7 @@ def test_only_chosen_lots_depend_on_the_seed(tmp_path: Path, base: Checkpoint) -
 def test_the_rounds_change_nothing(tmp_path: Path, base: Checkpoint, size: int) -> None:
     whole = sift(STAGE, tmp_path / "a", base)
     other = sift(replace(STAGE, prompts_per_round=size), tmp_path / "b", base)
-    assert whole.file.read_bytes() == other.file.read_bytes()
-    assert whole.report() == other.report()
+    check_same(whole, other, "examples.jsonl", "prompts.jsonl", "dropped.jsonl", "report.json")
 
 
 def test_nothing_left_is_an_error_that_says_what_dropped_it(tmp_path: Path, base: Checkpoint) -> None:
@@ -273,15 +266,10 @@ PLAIN = RejectionSampling(
 )
 
 
-def done(stage: RejectionSampling, path: Path, base: Checkpoint) -> ExampleSet:
-    with Run.open(path, recipe="script", settings=Script(), command="test", threads=1) as run:
-        return run.do("rejection_sampling", stage, base)
-
-
 def test_a_judge_decides_where_the_task_does_not(tmp_path: Path, base: Checkpoint) -> None:
     broken = replace(PLAIN, task=Parrot(broken=Outcome.NO_GOLD))
-    without = done(broken, tmp_path / "without", base).report()
-    judged = done(replace(broken, judge=Kind()), tmp_path / "with", base)
+    without = go(tmp_path / "without", base, broken).report()
+    judged = go(tmp_path / "with", base, replace(broken, judge=Kind()))
     report = judged.report()
     assert (without["ungraded"], without["judged"]) == (66, 0)
     assert (report["ungraded"], report["judged"]) == (22, 66)
@@ -293,57 +281,22 @@ def test_a_judge_decides_where_the_task_does_not(tmp_path: Path, base: Checkpoin
 # --- kills, workers, the next stage
 
 
-@dataclass(frozen=True)
-class Deadly(Parrot):
-    """Dies, with all its process, at a call."""
-
-    dies_at: int = field(default=-1, compare=False)
-    calls: list[int] = field(default_factory=list, compare=False)
-
-    def grade(self, problem: Problem, replies: Sequence[str]) -> list[Score]:
-        self.calls.append(1)
-        if len(self.calls) == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().grade(problem, replies)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = (f for f in path.rglob("*") if f.is_file() and f.name not in ("run.json", "timings.jsonl", "lock"))
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
 def test_killed_at_every_round_it_ends_with_the_same_bytes(tmp_path: Path, base: Checkpoint) -> None:
-    done(replace(PLAIN, task=Deadly()), tmp_path / "whole", base)
-    for _ in range(2):  # a round more each time
-        child = os.fork()
-        if child == 0:
-            try:
-                done(replace(PLAIN, task=Deadly(dies_at=2)), tmp_path / "killed", base)
-            finally:
-                os._exit(0)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    done(replace(PLAIN, task=Deadly()), tmp_path / "killed", base)
-    whole = contents(tmp_path / "whole")
-    assert contents(tmp_path / "killed") == whole
-    (tmp_path / "killed/01-rejection_sampling/done.json").unlink()  # killed while it chose
-    (tmp_path / "killed/01-rejection_sampling/examples/report.txt").unlink()
-    task = Deadly()
-    done(replace(PLAIN, task=task), tmp_path / "killed", base)
-    assert task.calls == []  # nothing is sampled again
-    assert contents(tmp_path / "killed") == whole
+    assert check_deaths(tmp_path, base, PLAIN, dies_at=2, times=2) == (2, 1)  # a round more each time
+    (tmp_path / "killed/01-stage/examples/report.txt").unlink()
+    check_sampled_once(tmp_path, base, PLAIN)
 
 
 def test_a_finished_stage_is_loaded_and_another_one_refused(tmp_path: Path, base: Checkpoint) -> None:
-    first = done(PLAIN, tmp_path / "run", base)
-    assert first.report() == done(PLAIN, tmp_path / "run", base).report()
+    first = go(tmp_path, base, PLAIN)
+    assert first.report() == go(tmp_path, base, PLAIN).report()
     with pytest.raises(RunMismatch, match="temperature"):
-        done(replace(PLAIN, temperature=0.5), tmp_path / "run", base)
+        go(tmp_path, base, replace(PLAIN, temperature=0.5))
 
 
 def test_workers_change_nothing(tmp_path: Path, base: Checkpoint) -> None:
-    one, two = (done(replace(PLAIN, workers=n), tmp_path / str(n), base) for n in (1, 2))
-    for name in ("examples.jsonl", "prompts.jsonl", "dropped.jsonl", "report.json"):
-        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+    one, two = (go(tmp_path / str(n), base, replace(PLAIN, workers=n)) for n in (1, 2))
+    check_same(one, two, "examples.jsonl", "prompts.jsonl", "dropped.jsonl", "report.json")
 
 
 def test_fine_tuning_learns_from_what_was_kept(tmp_path: Path, base: Checkpoint) -> None:
@@ -381,18 +334,12 @@ def test_pass_rates_have_a_place_each() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"prompts": 0},
-        {"samples": 0},
-        {"temperature": -1.0},
-        {"temperature": 0.0},
-        {"top_p": 0.0},
-        {"top_k": -1},
+        *NO_SAMPLING,
         {"keep_per_prompt": 0},
         {"prefer": "shortest"},
         {"prefer": "best", "keep_per_prompt": 1},
         {"ngram": 1},
         {"similarity": 0.1},
-        {"workers": 0},
     ],
 )
 def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
@@ -401,5 +348,5 @@ def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
 
 
 def test_a_reply_must_fit_into_the_context(tmp_path: Path, base: Checkpoint) -> None:
-    with Place(tmp_path) as place, pytest.raises(SettingsError, match="context of 32"):
-        replace(PLAIN, max_tokens=32).run(base, place)
+    with pytest.raises(SettingsError, match="context of 32"):
+        run_alone(replace(PLAIN, max_tokens=32), base, tmp_path)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from longthought.stages.sifting import became
+
 
 @dataclass
 class Tally:
@@ -27,14 +29,8 @@ def described(report: Mapping[str, Any]) -> str:
     """The report for a person."""
     lines = []
     for label, told in report["sources"].items():
-        lines.append(
-            f"{label}: {told['sampled']:,} replies to {told['prompts']:,} prompts: {told['right']:,} right, "
-            f"{told['wrong']:,} wrong, {told['ungraded']:,} not graded"
-        )
-        if told["judged"]:
-            lines.append(f"{told['judged']:,} were judged, {told['judged_right']:,} of them right")
-        lines += [f"  {number:>9,}  {why}" for why, number in told["dropped"].items()]
-        lines.append(f"  {told['kept']:>9,}  kept")
+        first, *others = became(told)
+        lines += [f"{label}: {first}", *others, f"  {told['kept']:>9,}  kept"]
     if edited := report["edited"]:
         lines.append(f"edited by a person: {edited['offered']:,} conversations")
         lines += [f"  {number:>9,}  {why}" for why, number in edited["dropped"].items()]

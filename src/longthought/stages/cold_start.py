@@ -8,18 +8,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from longthought.core.errors import DataError, SettingsError
-from longthought.core.protocols import Renderer, Sampler, Task, Verifier
+from longthought.core.protocols import Task, Verifier
 from longthought.core.types import Group, Problem, Rollout, SamplingParams
-from longthought.engine.engine import Engine, EngineSettings
-from longthought.engine.sharding import ShardedEngine
+from longthought.engine.engine import EngineSettings
 from longthought.evaluation.evaluate import distinct
 from longthought.rollout.collect import grade_all, play
 from longthought.rollout.filters import Screen
@@ -32,10 +31,12 @@ from longthought.runs.settings import fingerprint_of
 from longthought.stages import rewritten
 from longthought.stages.chain_report import Tally, described
 from longthought.stages.chain_sources import Direct, FewShot, Outputs, Source
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
+from longthought.stages.epochs import check_counts
+from longthought.stages.example_set import EXAMPLES, ExampleSet, said, write_report, writing
 from longthought.stages.graded import JUDGE, by_problem, count, judged, left_out, record, rollout_of
 from longthought.stages.rewriting import Rewriter
 from longthought.stages.rewritten import Desk, Written
+from longthought.stages.sampled import InRounds, Player
 from longthought.stages.sifting import (
     SURPLUS,
     Against,
@@ -50,7 +51,6 @@ from longthought.stages.sifting import (
 from longthought.tasks.examples import Examples
 from longthought.text.decontaminate import Duplicates
 from longthought.text.renderer import TemplateRenderer
-from longthought.training.team import Team
 
 __all__ = ["ColdStart", "Direct", "FewShot", "Outputs", "Player", "Source"]
 
@@ -58,15 +58,8 @@ PROMPTS, DROPPED, REWRITTEN = "prompts.jsonl", "dropped.jsonl", "rewritten"
 SPARED, ENOUGH = "more than are rewritten of a prompt", "more than are wanted"
 
 
-class Player(NamedTuple):
-    """A model that can be asked, and the chat format that it speaks."""
-
-    sampler: Sampler
-    renderer: Renderer
-
-
 @dataclass(frozen=True)
-class ColdStart:
+class ColdStart(InRounds):
     """Long chains of thought from several sources, made readable; makes an ``ExampleSet``.
 
     Every reply is graded and screened; what is right and good is rewritten, and graded and screened again. Then
@@ -86,6 +79,8 @@ class ColdStart:
     seed: of the choice among replies; sources have their own.
     prompts_per_round: after each round, a killed run can go on; examples do not depend on it.
     """
+
+    called: ClassVar[str] = "cold start"
 
     task: Task
     sources: tuple[Source, ...]
@@ -109,12 +104,10 @@ class ColdStart:
     def __post_init__(self) -> None:
         if not self.sources and self.edited is None:
             raise SettingsError("cold start: there is nothing to take examples from; give sources=…, or edited=…")
-        for name in ("rewrites", "most", "prompts_per_round", "workers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise SettingsError(f"cold start: {name}={value} must be at least 1")
+        check_counts(self.called, self, ("rewrites", "most", "prompts_per_round", "workers"))
         if self.rewrites is not None and self.rewriter is None:
             raise SettingsError(f"cold start: rewrites={self.rewrites} changes nothing without a rewriter")
-        check_choice("cold start", self.keep_per_prompt, self.prefer)
+        check_choice(self.called, self.keep_per_prompt, self.prefer)
         for number, source in enumerate(self.sources):
             if source in self.sources[:number]:
                 raise SettingsError(
@@ -137,7 +130,8 @@ class ColdStart:
                 f"cold start: sources ask for the model {', '.join(missing)}, and the stage is given "
                 f"{', '.join(given) or 'none'}"
             )
-        self.sample(lambda model: self._opened(given[model]), place)
+        longest = [(f"{self.called}: {source.kind}", source.max_tokens) for source in self.sources]
+        self.sample(lambda model: self._opened(given[model], *longest), place)
         return self.sift(given, place)
 
     def load(self, place: Place) -> ExampleSet:
@@ -151,7 +145,7 @@ class ColdStart:
         rounds = list(self._rounds())
         state = place.load_state()
         done = 0 if state is None else state.step
-        with progress("cold start", len(rounds), start=done, quiet=self.quiet) as bar:
+        with progress(self.called, len(rounds), start=done, quiet=self.quiet) as bar:
             for model, part in groupby(rounds[done:], key=lambda one: one.source.model):
                 with opened(model) as player:
                     for one in part:
@@ -176,8 +170,7 @@ class ColdStart:
                 raise DataError(
                     f"the cold start kept nothing:\n{described(report)}\nSample more, or loosen what drops most"
                 )
-            (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
-            (made / TEXT).write_text(described(report) + "\n", encoding="utf-8")
+            write_report(made, report, described(report))
         if not self.quiet:
             print(described(report), file=sys.stderr)
         return ExampleSet(place.path / "examples")
@@ -191,25 +184,9 @@ class ColdStart:
         """The rounds of the first source, then those of the next."""
         step = 0
         for label, source in zip(self.labels, self.sources):
-            for start in range(0, source.prompts, self.prompts_per_round):
+            for problems in self._in_rounds(self._problems[: source.prompts]):
                 step += 1
-                end = min(source.prompts, start + self.prompts_per_round)
-                yield _Round(step, label, source, self._problems[start:end])
-
-    @contextmanager
-    def _opened(self, given: Checkpoint) -> Iterator[Player]:
-        policy = given.load()
-        context = policy.model.config.max_position_embeddings
-        for source in self.sources:
-            if source.max_tokens >= context:
-                raise SettingsError(
-                    f"cold start: {source.kind}: max_tokens={source.max_tokens} does not fit into the model's context "
-                    f"of {context} tokens, where the prompt needs room, too"
-                )
-        sampler = ShardedEngine(Engine(policy, self.engine))
-        with Team(self.workers, sampler.handlers) as team:
-            sampler.join(team)
-            yield Player(sampler, policy.renderer)
+                yield _Round(step, label, source, problems)
 
     def _play(self, one: _Round, player: Player, place: Place) -> dict[str, float]:
         """A round: its replies go to the trace store, and those written anew into a file of their own."""
@@ -361,7 +338,7 @@ class _Round(NamedTuple):
     step: int
     label: str
     source: Source
-    problems: list[Problem]
+    problems: Sequence[Problem]
 
 
 class _Replies(NamedTuple):

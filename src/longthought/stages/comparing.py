@@ -46,7 +46,7 @@ class Comparing(JudgedReplies):
     votes: int = field(default=4, kw_only=True)
     least_gap: float = field(default=1.0, kw_only=True)
 
-    stage: ClassVar[str] = "comparing"
+    called: ClassVar[str] = "comparing"
     folder: ClassVar[str] = "preferences"
 
     def __post_init__(self) -> None:

@@ -13,40 +13,35 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from longthought.core.errors import DataError, SettingsError
-from longthought.core.files import read_json
 from longthought.core.protocols import Renderer, Sampler, Task
-from longthought.core.types import CUT, Group, Message, Problem, SamplingParams
-from longthought.engine.engine import Engine, EngineSettings
-from longthought.engine.sharding import ShardedEngine
+from longthought.core.types import CUT, Group, Message, Problem
+from longthought.engine.engine import EngineSettings
 from longthought.evaluation.evaluate import distinct
-from longthought.rollout.collect import collect
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.describe import describe
-from longthought.runs.files import digests, json_bytes
+from longthought.runs.files import json_bytes
 from longthought.runs.place import Place
-from longthought.runs.progress import progress
 from longthought.runs.settings import fingerprint_of
-from longthought.stages.example_set import PROVENANCE, REPORT, TEXT, ExampleSet, writing
+from longthought.stages.example_set import ExampleSet, SetFolder, write_report, writing
+from longthought.stages.judgement_set import said
 from longthought.stages.rejection_sampling import PROMPTS
-from longthought.stages.sifting import histogram
+from longthought.stages.sampled import Sampled
+from longthought.stages.sifting import bars, histogram
 from longthought.tasks.prompt_set import Chosen, Ends, Order, Rated, Ratings
-from longthought.training.team import Team
 
-_BARS: Final = 40
+_COUNTS: Final = "counts"  # of every problem so far, in the training state
 
 
 @dataclass(frozen=True)
-class PromptSet:
+class PromptSet(SetFolder):
     """The folder of such a set, and the task that its problems are from."""
 
-    path: Path
     origin: Task
 
     def ratings(self) -> Ratings:
@@ -83,88 +78,39 @@ class PromptSet:
             )
         return Chosen(self.origin, chosen, order, seed)
 
-    def report(self) -> dict[str, Any]:
-        """The counts of ``report.json``."""
-        return read_json(self.path, REPORT)
 
-    def provenance(self) -> dict[str, Any]:
-        """What made the set."""
-        return read_json(self.path, PROVENANCE)
-
-    def verify(self) -> None:
-        """Compare the files with their digests. Raises DataError."""
-        found = digests(self.path)
-        for name, expected in self.provenance().get("files", {}).items():
-            if found.get(name) != expected:
-                raise DataError(f"{self.path / name} was altered or removed since it was written; make it again")
-
-
-@dataclass(frozen=True)
-class MeasureDifficulty:
+@dataclass(frozen=True, kw_only=True)
+class MeasureDifficulty(Sampled):
     """``samples`` replies to each of ``prompts`` problems of a split; makes a ``PromptSet``.
 
     split: train, for prompts to train on; dev and test can be looked at, and give no task.
-    prompts_per_round: after each round, a killed run can go on; results do not depend on it.
+    Everything else: see ``Sampled``.
     """
 
-    task: Task
-    prompts: int = 256
-    samples: int = 10
-    max_tokens: int = 192
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    called: ClassVar[str] = "difficulty"
+
+    prompts: int = field(default=256, kw_only=False)
+    samples: int = field(default=10, kw_only=False)
     split: Literal["train", "dev", "test"] = "train"
     seed: int = 0
     prompts_per_round: int = 64
     engine: EngineSettings = EngineSettings()
     workers: int = 1
-    quiet: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples", "max_tokens", "prompts_per_round", "workers"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"difficulty: {name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):
-            raise SettingsError(
-                f"difficulty: temperature={self.temperature}, samples={self.samples}: at 0 all replies to a problem "
-                "are equal; set samples=1 or a positive temperature"
-            )
-        if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise SettingsError(f"difficulty: top_p={self.top_p} in (0, 1], top_k={self.top_k} at least 0")
+        super().__post_init__()
         if self.split not in ("train", "dev", "test"):
             raise SettingsError(f"difficulty: split={self.split!r}; choose train, dev or test")
 
     def run(self, given: Checkpoint, place: Place) -> PromptSet:
-        policy = given.load()
-        sampler = ShardedEngine(Engine(policy, self.engine))
-        with Team(self.workers, sampler.handlers) as team:
-            sampler.join(team)
-            rated = self.measure(sampler, policy.renderer, place)
-        return self.write(rated, given, place)
+        return self.write(self._rated(self._sampled(given, place), place), given, place)
 
     def load(self, place: Place) -> PromptSet:
         return PromptSet(place.path / "prompts", self.task)
 
     def measure(self, sampler: Sampler, renderer: Renderer, place: Place) -> list[Rated]:
-        """Sample and grade, round by round, into the trace store; goes on after the last whole round."""
-        problems = distinct(self.task, self.split, self.prompts)
-        state = place.load_state()
-        counts: list[list[int]] = [] if state is None else list(state.values["counts"])
-        params = SamplingParams(
-            self.samples, self.max_tokens, self.temperature, self.seed, top_p=self.top_p, top_k=self.top_k
-        )
-        size = self.prompts_per_round
-        with progress("difficulty", len(problems), start=len(counts), quiet=self.quiet) as bar:
-            while len(counts) < len(problems):
-                began, step = time.perf_counter(), len(counts) // size + 1
-                groups = collect(self.task, problems[len(counts) : len(counts) + size], sampler, renderer, params)
-                _keep(step, groups, place)
-                counts += [_counts(group) for group in groups]
-                place.time(step, {"sampling": time.perf_counter() - began})
-                place.save_state(step, {}, {"counts": counts})
-                bar.update(len(counts), {"right": sum(c[0] for c in counts) / len(counts) / self.samples})
-        return [Rated(problem, self.samples, *row) for problem, row in zip(problems, counts, strict=True)]
+        """As ``sample``, and how often every problem was solved."""
+        return self._rated(self.sample(sampler, renderer, place), place)
 
     def write(self, rated: Sequence[Rated], given: Checkpoint, place: Place) -> PromptSet:
         """The set of what was measured."""
@@ -180,11 +126,25 @@ class MeasureDifficulty:
         }
         with writing(place.path / "prompts", provenance) as made:
             (made / PROMPTS).write_bytes(b"".join(json_bytes(_line(one)) + b"\n" for one in rated))
-            (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
-            (made / TEXT).write_text(described(report) + "\n", encoding="utf-8")
+            write_report(made, report, described(report))
         if not self.quiet:
             print(described(report), file=sys.stderr)
-        return PromptSet(place.path / "prompts", self.task)
+        return self.load(place)
+
+    def _problems(self) -> list[Problem]:
+        return distinct(self.task, self.split, self.prompts)
+
+    def _keep(self, step: int, groups: list[Group], place: Place, values: dict[str, Any]) -> Mapping[str, float]:
+        _trace(step, groups, place)
+        counts = values.setdefault(_COUNTS, [])
+        counts += [_counts(group) for group in groups]
+        return {"right": sum(count[0] for count in counts) / len(counts) / self.samples}
+
+    def _rated(self, problems: Sequence[Problem], place: Place) -> list[Rated]:
+        state = place.load_state()
+        assert state is not None  # it was sampled
+        counts = zip(problems, state.values[_COUNTS], strict=True)
+        return [Rated(problem, self.samples, *row) for problem, row in counts]
 
 
 def ratings_of(made: ExampleSet, task: Task) -> Ratings:
@@ -212,11 +172,8 @@ def described(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['sampled']:,} replies to {report['prompts']:,} prompts: {report['right']:,} right, "
         f"{report['cut']:,} cut, {report['ungraded']:,} not graded",
-        "prompts by share of right replies:",
+        *bars(report["pass_rates"]),
     ]
-    most = max(report["pass_rates"].values())
-    for name, count in report["pass_rates"].items():
-        lines.append(f"  {name:>10} {count:>7,} {'█' * round(_BARS * count / max(1, most))}".rstrip())
     if report["unrated"]:
         lines.append(f"{report['unrated']:,} prompts of which no reply was graded have no rate")
     return "\n".join(lines)
@@ -228,8 +185,8 @@ def _report(rated: Sequence[Rated]) -> dict[str, Any]:
     return {"prompts": len(rated), **sums, "pass_rates": histogram(rates), "unrated": len(rated) - len(rates)}
 
 
-def _keep(step: int, groups: Sequence[Group], place: Place) -> None:
-    """All replies of a round in the trace store."""
+def _trace(step: int, groups: Sequence[Group], place: Place) -> None:
+    """All replies of a round into the trace store, and the log."""
     blank = [[None] * len(group) for group in groups]
     place.trace(step, groups, rewards=[[one.score.value for one in g] for g in groups], advantages=blank, shaping={})
     rollouts = [one for group in groups for one in group]
@@ -256,10 +213,7 @@ def _line(one: Rated) -> dict[str, Any]:
     problem = one.problem
     return {
         "problem": problem.id,
-        "messages": [
-            {"role": said.role, "content": said.content} | ({"reasoning": said.reasoning} if said.reasoning else {})
-            for said in problem.messages
-        ],
+        "messages": said(problem.messages),
         "answer": problem.answer,
         "info": dict(problem.info),
         "sampled": one.sampled,
@@ -271,7 +225,7 @@ def _line(one: Rated) -> dict[str, Any]:
 
 def _rated(row: Mapping[str, Any], where: str) -> Rated:
     try:
-        messages = tuple(Message(**said) for said in row["messages"])
+        messages = tuple(Message(**one) for one in row["messages"])
         problem = Problem(str(row["problem"]), messages, str(row["answer"]), dict(row["info"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where} holds no rated problem: {error}") from error

@@ -34,10 +34,30 @@ _COLUMNS: Final = ExampleColumns(messages="messages")
 
 
 @dataclass(frozen=True)
-class ExampleSet:
-    """The folder of such a set. ``Examples.read(made.file)`` reads it as any file of conversations, too."""
+class SetFolder:
+    """The folder of a set that a stage made, of examples or of something else."""
 
     path: Path
+
+    def report(self) -> dict[str, Any]:
+        """What ``report.json`` tells."""
+        return read_json(self.path, REPORT)
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the set."""
+        return read_json(self.path, PROVENANCE)
+
+    def verify(self) -> None:
+        """Compare the files with their digests. Raises DataError."""
+        found = digests(self.path)
+        for name, expected in self.provenance().get("files", {}).items():
+            if found.get(name) != expected:
+                raise DataError(f"{self.path / name} was altered or removed since it was written; make it again")
+
+
+@dataclass(frozen=True)
+class ExampleSet(SetFolder):
+    """The folder of a set of examples. ``Examples.read(made.file)`` reads it as any file of conversations, too."""
 
     @property
     def file(self) -> Path:
@@ -48,21 +68,6 @@ class ExampleSet:
         """What ``SFT`` learns from. Raises DataError where a file was altered since it was written."""
         self.verify()
         return Examples.read(self.file, held_out=held_out, turns=turns)
-
-    def report(self) -> dict[str, Any]:
-        """The counts of ``report.json``."""
-        return read_json(self.path, REPORT)
-
-    def provenance(self) -> dict[str, Any]:
-        """What made the examples."""
-        return read_json(self.path, PROVENANCE)
-
-    def verify(self) -> None:
-        """Compare the files with their digests. Raises DataError."""
-        found = digests(self.path)
-        for name, expected in self.provenance().get("files", {}).items():
-            if found.get(name) != expected:
-                raise DataError(f"{self.path / name} was altered or removed since it was written; make it again")
 
 
 def said(made: Path) -> str:
@@ -83,6 +88,12 @@ def writing(path: Path, provenance: Mapping[str, Any], contents: Callable[[Path]
             told["contents"] = contents(made)
         told["files"] = digests(made)
         (made / PROVENANCE).write_bytes(json_bytes(told, indent=1) + b"\n")
+
+
+def write_report(made: Path, report: Mapping[str, Any], text: str) -> None:
+    """The report into the folder of a set, as JSON and for a person."""
+    (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
+    (made / TEXT).write_text(text + "\n", encoding="utf-8")
 
 
 def row(messages: Sequence[Message], source: Mapping[str, Any]) -> bytes | None:

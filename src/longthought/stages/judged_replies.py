@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from longthought.core.errors import DataError, RunDamaged, SettingsError
-from longthought.core.protocols import Renderer, Sampler, Task
-from longthought.core.types import Group, Message, Problem, SamplingParams
-from longthought.engine.engine import Engine, EngineSettings
-from longthought.engine.sharding import ShardedEngine
-from longthought.rollout.collect import collect
+from longthought.core.protocols import Task
+from longthought.core.types import Group, Message, Problem
+from longthought.engine.engine import EngineSettings
 from longthought.rollout.filters import NoMarkup, Screen, Uncut
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.describe import describe
 from longthought.runs.files import json_bytes, write_atomic
 from longthought.runs.place import Place
-from longthought.runs.progress import progress
 from longthought.runs.settings import fingerprint_of
 from longthought.runs.traces import Trained
-from longthought.stages.example_set import REPORT, TEXT, writing
+from longthought.stages.example_set import write_report, writing
 from longthought.stages.judgement_set import is_writable, said
+from longthought.stages.sampled import Sampled
 from longthought.tasks.examples import Part
 from longthought.tasks.file_problems import Reading
 from longthought.tasks.preferences import Labels, Preferences
 from longthought.text.reasoning import split
-from longthought.training.team import Team
 
 JUDGED = "judged"
 NO_SUMMARY, REPEATED, UNFIT = "no summary", "says what another reply says", "no conversation"
@@ -58,91 +53,42 @@ class Judged(NamedTuple):
     values: Mapping[int, float]
 
 
-@dataclass(frozen=True)
-class JudgedReplies(ABC):
+@dataclass(frozen=True, kw_only=True)
+class JudgedReplies(Sampled):
     """``samples`` replies to each of ``prompts`` prompts.
 
     held_out: share of the prompts that a reward model is to be measured on: they are drawn so that as many fall there
     by the hash of the question that ``Preferences`` and ``Labels`` divide by. Prompts are those of the train split; for
     a task whose train split has none that are held out, as that of a file, these are of its test split.
     screen: what a reply must be to be judged. It must have a summary, and differ from the others, too.
-    prompts_per_round: after each round, a killed run can go on; what is made does not depend on it.
+    Everything else: see ``Sampled``.
     """
 
-    task: Task
-    prompts: int = field(default=256, kw_only=True)
-    samples: int = field(default=4, kw_only=True)
-    max_tokens: int = field(default=192, kw_only=True)
-    temperature: float = field(default=1.0, kw_only=True)
-    top_p: float = field(default=1.0, kw_only=True)
-    top_k: int = field(default=0, kw_only=True)
-    held_out: float = field(default=0.1, kw_only=True)
-    screen: Screen = field(default=Screen((Uncut(), NoMarkup())), kw_only=True)
-    seed: int = field(default=0, kw_only=True)
-    prompts_per_round: int = field(default=64, kw_only=True)
-    engine: EngineSettings = field(default=EngineSettings(), kw_only=True)
-    workers: int = field(default=1, kw_only=True)
-    quiet: bool = field(default=False, compare=False, kw_only=True)
-
-    stage: ClassVar[str]
+    afterwards: ClassVar[str] = "judging"
     folder: ClassVar[str]
+
+    samples: int = 4
+    held_out: float = 0.1
+    screen: Screen = Screen((Uncut(), NoMarkup()))
+    seed: int = 0
+    prompts_per_round: int = 64
+    engine: EngineSettings = EngineSettings()
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.prompts < 4:
-            raise SettingsError(f"{self.stage}: prompts={self.prompts} must be at least 4, two of them held out")
-        for name in ("samples", "max_tokens", "prompts_per_round", "workers"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{self.stage}: {name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.temperature < math.inf or (self.temperature == 0 and self.samples > 1):
-            raise SettingsError(
-                f"{self.stage}: temperature={self.temperature}, samples={self.samples}: at 0 all replies to a prompt "
-                "are equal; set samples=1 or a positive temperature"
-            )
-        if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise SettingsError(f"{self.stage}: top_p={self.top_p} in (0, 1], top_k={self.top_k} at least 0")
+            raise SettingsError(f"{self.called}: prompts={self.prompts} must be at least 4, two of them held out")
+        super().__post_init__()
         if not 0 < self.held_out < 1:
-            raise SettingsError(f"{self.stage}: held_out={self.held_out} must lie between 0 and 1")
+            raise SettingsError(f"{self.called}: held_out={self.held_out} must lie between 0 and 1")
 
-    def sample(self, sampler: Sampler, renderer: Renderer, place: Place) -> list[Problem]:
-        """Sample and judge, round by round; goes on after the last whole round."""
-        problems = prompts_of(self.task, self.prompts, self.held_out)
-        rounds = self._rounds(problems)
-        state = place.load_state()
-        start = 0 if state is None else state.step
-        params = SamplingParams(
-            self.samples, self.max_tokens, self.temperature, self.seed, top_p=self.top_p, top_k=self.top_k
-        )
-        done = sum(map(len, rounds[:start]))
-        with progress(self.stage, len(problems), start=done, quiet=self.quiet) as bar:
-            for step, chosen in enumerate(rounds[start:], start + 1):
-                began = time.perf_counter()
-                groups = collect(self.task, chosen, sampler, renderer, params)
-                sampled = time.perf_counter()
-                metrics = self._round(step, groups, place)
-                place.time(step, {"sampling": sampled - began, "judging": time.perf_counter() - sampled})
-                place.save_state(step, {}, {})
-                done += len(chosen)
-                bar.update(done, metrics)
-        return problems
-
-    def _sampled(self, given: Checkpoint, place: Place) -> list[Problem]:
-        """As ``sample``, by the model of a checkpoint."""
-        policy = given.load()
-        context = policy.model.config.max_position_embeddings
-        if self.max_tokens >= context:
-            raise SettingsError(
-                f"{self.stage}: max_tokens={self.max_tokens} does not fit into the model's context of {context} "
-                "tokens, where the prompt needs room, too"
-            )
-        sampler = ShardedEngine(Engine(policy, self.engine))
-        with Team(self.workers, sampler.handlers) as team:
-            sampler.join(team)
-            return self.sample(sampler, policy.renderer, place)
+    def _problems(self) -> list[Problem]:
+        return prompts_of(self.task, self.prompts, self.held_out)
 
     def _made(self, problems: Sequence[Problem], given: Checkpoint, place: Place) -> None:
         """Write the folder of the set; the same for the same judgements. Raises DataError where nothing is left."""
         provenance = {
-            "stage": self.stage,
+            "stage": self.called,
             "from": given.fingerprints(),
             "model": fingerprint_of(given.fingerprints()),
             "held_out": self.held_out,
@@ -150,8 +96,7 @@ class JudgedReplies(ABC):
         }
         with writing(place.path / self.folder, provenance, self._contents) as made:
             report, text = self._write(self._entries(problems, place), made)
-            (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
-            (made / TEXT).write_text(text + "\n", encoding="utf-8")
+            write_report(made, report, text)
         if not self.quiet:
             print(text, file=sys.stderr)
 
@@ -162,8 +107,9 @@ class JudgedReplies(ABC):
         except DataError:
             return ""
 
-    def _round(self, step: int, groups: Sequence[Group], place: Place) -> dict[str, float]:
+    def _keep(self, step: int, groups: list[Group], place: Place, values: dict[str, Any]) -> Mapping[str, float]:
         """Judge what was sampled, and keep all of it."""
+        del values
         found = [self._usable(group) for group in groups]
         asked = [(group[0].problem, usable) for group, (usable, _) in zip(groups, found, strict=True)]
         judged = self._judge(asked)
@@ -225,7 +171,7 @@ class JudgedReplies(ABC):
 
     def _entries(self, problems: Sequence[Problem], place: Place) -> Iterator[Entry]:
         """What became of every prompt. Raises RunDamaged where the rounds are not those of the prompts."""
-        for step, chosen in enumerate(self._rounds(problems), 1):
+        for step, chosen in enumerate(self._in_rounds(problems), 1):
             path = _file(place, step)
             try:
                 lines = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -235,10 +181,6 @@ class JudgedReplies(ABC):
             if found != [problem.id for problem in chosen]:
                 raise RunDamaged(f"{path} holds other prompts than round {step} asked")
             yield from lines
-
-    def _rounds(self, problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-        size = self.prompts_per_round
-        return [problems[start : start + size] for start in range(0, len(problems), size)]
 
     @abstractmethod
     def _judged_part(self, reply: Message) -> Hashable:

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from longthought.core.errors import DataError
-from longthought.core.files import read_json
 from longthought.core.types import Message
-from longthought.runs.files import digests, json_bytes
-from longthought.stages.example_set import PROVENANCE, REPORT
+from longthought.runs.files import json_bytes
+from longthought.stages.example_set import PROVENANCE, SetFolder
 from longthought.tasks.cells import UnfitRow
 from longthought.tasks.preference_rows import Label, LabelFields, Preference, PreferenceFields, label_in
 from longthought.tasks.preferences import Labels, Preferences
@@ -37,10 +36,9 @@ _LABEL: Final = LabelFields(prompt="prompt", reply="reply", safe="safe")
 
 
 @dataclass(frozen=True)
-class _JudgementSet:
+class _JudgementSet(SetFolder):
     """The folder of such a set."""
 
-    path: Path
     holds: ClassVar[str]
 
     @property
@@ -48,22 +46,12 @@ class _JudgementSet:
         """The judgements, which are read as any file of judgements is."""
         return self.path / self.holds
 
-    def report(self) -> dict[str, Any]:
-        """What ``report.json`` tells."""
-        return read_json(self.path, REPORT)
-
-    def provenance(self) -> dict[str, Any]:
-        """What made the judgements."""
-        return read_json(self.path, PROVENANCE)
-
     def verify(self) -> None:
         """Compare the files with their digests. Raises DataError."""
-        stated, found = self.provenance().get("files"), digests(self.path)
+        stated = self.provenance().get("files")
         if not isinstance(stated, dict) or self.holds not in stated:
             raise DataError(f"{self.path / PROVENANCE} does not state the digest of {self.holds}; make the set again")
-        for name, expected in stated.items():
-            if found.get(name) != expected:
-                raise DataError(f"{self.path / name} was altered or removed since it was written; make it again")
+        super().verify()
 
     def _held_out(self, given: float | None) -> float:
         """The share that is held out: as given, or as the prompts were drawn."""

@@ -36,7 +36,7 @@ class Labelling(JudgedReplies):
     rater: Verifier
     least: float = field(default=0.5, kw_only=True)
 
-    stage: ClassVar[str] = "labelling"
+    called: ClassVar[str] = "labelling"
     folder: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:

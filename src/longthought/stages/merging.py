@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from longthought.core.errors import DataError, SettingsError
 from longthought.core.types import Message
 from longthought.runs.describe import describe
-from longthought.runs.files import json_bytes
 from longthought.runs.place import Place
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
+from longthought.stages.example_set import EXAMPLES, ExampleSet, said, write_report, writing
 from longthought.stages.rejection_sampling import DROPPED
 from longthought.stages.sifting import Against, Sieve, evaluations, lot
 from longthought.tasks.cells import UnfitRow
@@ -79,8 +78,7 @@ class Merge:
                 report = self._merged(given, sieve)
             if not report["kept"]:
                 raise DataError(f"merge: no example is left:\n{described(report)}")
-            (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
-            (made / TEXT).write_text(described(report) + "\n", encoding="utf-8")
+            write_report(made, report, described(report))
         return ExampleSet(place.path / "examples")
 
     def load(self, place: Place) -> ExampleSet:

@@ -6,29 +6,26 @@ Source: DeepSeek-R1 (arXiv:2501.12948, section 2.3.3). Checkpoint in, examples f
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from longthought.core.errors import DataError, SettingsError
-from longthought.core.protocols import Renderer, Sampler, Task, Verifier
-from longthought.core.types import Problem, SamplingParams
-from longthought.engine.engine import Engine, EngineSettings
-from longthought.engine.sharding import ShardedEngine
+from longthought.core.errors import DataError
+from longthought.core.protocols import Verifier
+from longthought.core.types import Group, Problem
+from longthought.engine.engine import EngineSettings
 from longthought.evaluation.evaluate import distinct
-from longthought.rollout.collect import collect
 from longthought.rollout.filters import Screen
 from longthought.runs.artifacts import Checkpoint
 from longthought.runs.describe import describe
 from longthought.runs.files import json_bytes
 from longthought.runs.place import TRACES, Place
-from longthought.runs.progress import progress
 from longthought.runs.settings import fingerprint_of
-from longthought.stages.example_set import EXAMPLES, REPORT, TEXT, ExampleSet, said, writing
+from longthought.stages.example_set import EXAMPLES, ExampleSet, said, write_report, writing
 from longthought.stages.graded import JUDGE, by_problem, count, judged, left_out, record, rollout_of
+from longthought.stages.sampled import Sampled
 from longthought.stages.sifting import (
     Against,
     Candidate,
@@ -43,13 +40,12 @@ from longthought.stages.sifting import (
     ordered,
 )
 from longthought.text.decontaminate import Duplicates
-from longthought.training.team import Team
 
 PROMPTS, DROPPED = "prompts.jsonl", "dropped.jsonl"
 
 
-@dataclass(frozen=True)
-class RejectionSampling:
+@dataclass(frozen=True, kw_only=True)
+class RejectionSampling(Sampled):
     """``samples`` replies to each of ``prompts`` problems of the training split; makes an ``ExampleSet``.
 
     keep_per_prompt: at most so many; None: all that are right.  prefer: which of them: by lot, the shortest (Kimi
@@ -59,17 +55,13 @@ class RejectionSampling:
     general: examples of other things, mixed in.
     against: evaluations that no example may share ``ngram`` words in a row with.
     similarity: share of common 3-grams from which on two replies are duplicates; 1: only equal words are.
-    top_p, top_k: of the sampling; nothing here needs log-probs of the model itself.
-    prompts_per_round: after each round, a killed run can go on; examples do not depend on it.
+    Everything else: see ``Sampled``.
     """
 
-    task: Task
-    prompts: int = 256
-    samples: int = 16
-    max_tokens: int = 192
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    called: ClassVar[str] = "rejection sampling"
+
+    prompts: int = field(default=256, kw_only=False)
+    samples: int = field(default=16, kw_only=False)
     keep_per_prompt: int | None = None
     prefer: Prefer = "random"
     screen: Screen = Screen()
@@ -82,60 +74,18 @@ class RejectionSampling:
     prompts_per_round: int = 64
     engine: EngineSettings = EngineSettings()
     workers: int = 1
-    quiet: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples", "max_tokens", "prompts_per_round", "workers"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"rejection sampling: {name}={getattr(self, name)} must be at least 1")
-        check_choice("rejection sampling", self.keep_per_prompt, self.prefer)
-        if self.temperature < 0 or (self.temperature == 0 and self.samples > 1):
-            raise SettingsError(
-                f"rejection sampling: temperature={self.temperature}, samples={self.samples}: at 0 all replies to a "
-                "prompt are equal; set samples=1 or a positive temperature"
-            )
-        if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise SettingsError(f"rejection sampling: top_p={self.top_p} in (0, 1], top_k={self.top_k} at least 0")
+        super().__post_init__()
+        check_choice(self.called, self.keep_per_prompt, self.prefer)
         Duplicates(self.similarity)
         evaluations((), self.ngram)
 
     def run(self, given: Checkpoint, place: Place) -> ExampleSet:
-        policy = given.load()
-        context = policy.model.config.max_position_embeddings
-        if self.max_tokens >= context:
-            raise SettingsError(
-                f"rejection sampling: max_tokens={self.max_tokens} does not fit into the model's context of {context} "
-                "tokens, where the prompt needs room, too"
-            )
-        sampler = ShardedEngine(Engine(policy, self.engine))
-        with Team(self.workers, sampler.handlers) as team:
-            sampler.join(team)
-            problems = self.sample(sampler, policy.renderer, place)
-        return self.sift(problems, given, place)
+        return self.sift(self._sampled(given, place), given, place)
 
     def load(self, place: Place) -> ExampleSet:
         return ExampleSet(place.path / "examples")
-
-    def sample(self, sampler: Sampler, renderer: Renderer, place: Place) -> list[Problem]:
-        """Sample, grade and screen, round by round, into the trace store; goes on after the last whole round."""
-        problems = distinct(self.task, "train", self.prompts)
-        rounds = self._rounds(problems)
-        state = place.load_state()
-        start = 0 if state is None else state.step
-        params = SamplingParams(
-            self.samples, self.max_tokens, self.temperature, self.seed, top_p=self.top_p, top_k=self.top_k
-        )
-        done = sum(map(len, rounds[:start]))
-        with progress("rejection sampling", len(problems), start=done, quiet=self.quiet) as bar:
-            for step, chosen in enumerate(rounds[start:], start + 1):
-                began = time.perf_counter()
-                groups = judged(self.judge, collect(self.task, chosen, sampler, renderer, params))
-                metrics = record(step, groups, left_out(groups, self.screen), place)
-                place.time(step, {"sampling": time.perf_counter() - began})
-                place.save_state(step, {}, {})
-                done += len(chosen)
-                bar.update(done, {name: metrics[name] for name in ("right", "good", "length")})
-        return problems
 
     def sift(self, problems: Sequence[Problem], given: Checkpoint, place: Place) -> ExampleSet:
         """Choose among what was sampled; the same for the same traces. Raises DataError where nothing is left."""
@@ -152,15 +102,18 @@ class RejectionSampling:
                 raise DataError(
                     f"rejection sampling kept nothing:\n{described(report)}\nRaise samples, or loosen what drops most"
                 )
-            (made / REPORT).write_bytes(json_bytes(report, indent=1) + b"\n")
-            (made / TEXT).write_text(described(report) + "\n", encoding="utf-8")
+            write_report(made, report, described(report))
         if not self.quiet:
             print(described(report), file=sys.stderr)
         return ExampleSet(place.path / "examples")
 
-    def _rounds(self, problems: list[Problem]) -> list[list[Problem]]:
-        size = self.prompts_per_round
-        return [problems[start : start + size] for start in range(0, len(problems), size)]
+    def _problems(self) -> list[Problem]:
+        return distinct(self.task, "train", self.prompts)
+
+    def _keep(self, step: int, groups: list[Group], place: Place, values: dict[str, Any]) -> Mapping[str, float]:
+        del values
+        graded = judged(self.judge, groups)
+        return record(step, graded, left_out(graded, self.screen), place)
 
     def _sifted(self, problems: Sequence[Problem], model: str, place: Place, made: Path) -> dict[str, Any]:
         """Write the examples, and what became of all others; the report."""

@@ -218,21 +218,29 @@ def histogram(rates: Sequence[float]) -> dict[str, int]:
 
 def described(report: Mapping[str, Any]) -> str:
     """The report for a person."""
-    sampled, kept = report["sampled"], report["kept"]
-    lines = [
-        f"{sampled:,} replies to {report['prompts']:,} prompts: {report['right']:,} right, {report['wrong']:,} wrong, "
-        f"{report['ungraded']:,} not graded"
-    ]
-    if report["judged"]:
-        lines.append(f"{report['judged']:,} were judged, {report['judged_right']:,} of them right")
-    lines += [f"  {count:>9,}  {why}" for why, count in report["dropped"].items()]
+    kept = report["kept"]
+    lines = became(report)
     lines.append(f"  {kept['reasoning']:>9,}  kept, of {report['prompts_kept']:,} prompts")
     if general := report["general"]:
         lost = "".join(f"; {count:,} {why}" for why, count in general["dropped"].items())
         lines.append(f"  {general['kept']:>9,}  general examples of {general['wanted']:,} wanted{lost}")
     lines.append(f"compared with {report['evaluation_problems']:,} problems of evaluations")
-    lines.append("prompts by share of right replies:")
-    most = max(report["pass_rates"].values())
-    for name, count in report["pass_rates"].items():
-        lines.append(f"  {name:>10} {count:>7,} {'█' * round(_BARS * count / max(1, most))}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines + bars(report["pass_rates"]))
+
+
+def became(told: Mapping[str, Any]) -> list[str]:
+    """How many replies were right, and why others are not kept, for a person."""
+    lines = [
+        f"{told['sampled']:,} replies to {told['prompts']:,} prompts: {told['right']:,} right, "
+        f"{told['wrong']:,} wrong, {told['ungraded']:,} not graded"
+    ]
+    if told["judged"]:
+        lines.append(f"{told['judged']:,} were judged, {told['judged_right']:,} of them right")
+    return lines + [f"  {count:>9,}  {why}" for why, count in told["dropped"].items()]
+
+
+def bars(rates: Mapping[str, int]) -> list[str]:
+    """A ``histogram`` for a person."""
+    most = max(1, *rates.values())
+    lines = (f"  {name:>10} {count:>7,} {'█' * round(_BARS * count / most)}" for name, count in rates.items())
+    return ["prompts by share of right replies:", *(line.rstrip() for line in lines)]
